@@ -1,0 +1,186 @@
+"""Distillation: compile Mode-2's plans into Mode-1's policy (LeCun 2022, fig. 5).
+
+Minimises sum_t w_t D(a*_t, A(s_t)) over all H imagined states of each plan, then over states that
+the policy itself visits (DAgger, 1011.0686). From the second round on, plans start from the
+policy's own roll-out among others, so that labels stay in one basin, and count only as far as
+they beat that roll-out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from forethought.agent.actor import Policy, problem_of
+from forethought.agent.agent import Agent
+from forethought.planners import evaluate
+from forethought.worldmodel import fit
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How plans become a policy.
+
+    Args:
+        rounds: rounds of labelling and fitting; the first starts from encoded states of the data
+            set, the others mostly from states that the policy visits in imagination.
+        problems: planning problems labelled per round.
+        batch: problems planned side by side.
+        steps: updates of the policy per round.
+        minibatch: labelled states per update.
+        learning_rate: peak learning rate of Adam.
+        fresh: share of problems in later rounds that start from the data set again.
+    """
+
+    rounds: int = 3
+    problems: int = 768
+    batch: int = 64
+    steps: int = 1200
+    minibatch: int = 512
+    learning_rate: float = 1e-3
+    fresh: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "problems", "batch", "minibatch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"distillation.{name} is {getattr(self, name)}: choose 1 or more")
+        if not 0 <= self.fresh <= 1:
+            raise ValueError(f"distillation.fresh is {self.fresh}: choose it in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled states: `states` and `goals` `(N, D)`, `actions` `(N, A)`, `weights` `(N,)`."""
+
+    states: Tensor
+    goals: Tensor
+    actions: Tensor
+    weights: Tensor
+
+
+@torch.no_grad()
+def label(
+    agent: Agent,
+    policy: Policy | None,
+    states: Tensor,
+    goals: Tensor,
+    generator: torch.Generator,
+) -> tuple[Labels, float]:
+    """Plan from `states` to `goals`, both `(B, D)`, and label every imagined state.
+
+    Args:
+        agent: plans; its own policy is not used.
+        policy: its roll-out is proposed to the planner and has to be beaten; None in round one.
+        states: starting states.
+        goals: goal states.
+        generator: source of the planner's randomness.
+
+    Returns:
+        B*H labels, and the mean energy of the plans. Weights average 1 where any plan counts.
+    """
+    setting = agent.configurator.configure(goals)
+    problem = problem_of(agent.model, agent.bank, setting, states)
+    proposals, own = None, None
+    if policy is not None:
+        proposals = policy.rollout(agent.model, states, setting.context, problem.horizon)[0][:, None]
+        own = evaluate(problem, proposals)[0][:, 0]
+    plan = agent.planner.plan(problem, proposals=proposals, generator=generator)
+    finite = plan.energy.isfinite()
+    weight = finite.to(states)
+    if own is not None:
+        gain = torch.where(finite, own - plan.energy, torch.zeros_like(own)).clamp_min(0)
+        weight = gain / gain.mean().clamp_min(1e-9)
+    assert isinstance(plan.states, Tensor)  # noqa: S101 - the JEPA's states are tensors
+    visited = torch.cat((states[:, None], plan.states[:, :-1]), dim=1)  # (B, H, D)
+    horizon = visited.shape[1]
+    keep = finite.repeat_interleave(horizon)
+    labels = Labels(
+        visited.flatten(0, 1)[keep],
+        goals.repeat_interleave(horizon, 0)[keep],
+        plan.actions.flatten(0, 1)[keep],
+        weight.repeat_interleave(horizon)[keep],
+    )
+    return labels, float(plan.energy[finite].mean())
+
+
+@torch.no_grad()
+def _visited(agent: Agent, policy: Policy, states: Tensor, goals: Tensor, generator: torch.Generator) -> Tensor:
+    """One state that the policy visits on its way from each of `states` `(B, D)` to `goals`."""
+    context = agent.configurator.configure(goals).context
+    horizon = agent.configurator.cost.horizon
+    path = policy.rollout(agent.model, states, context, horizon)[1]
+    when = torch.randint(horizon, (len(states),), generator=generator).to(states.device)
+    return path[torch.arange(len(states), device=states.device), when]
+
+
+def distill(
+    agent: Agent,
+    policy: Policy,
+    states: Tensor,
+    how: Distillation,
+    generator: torch.Generator,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Agent:
+    """Train `policy` on plans between encoded states; perception, model and cost stay as they are.
+
+    Args:
+        agent: the agent that plans.
+        policy: what is trained, in place.
+        states: encoded states of a data set, `(N, D)`; starts and goals are drawn from them.
+        how: rounds, sizes and rates.
+        generator: source of randomness; on the CPU.
+        on_step: see `forethought.worldmodel.fit`; steps count on over rounds.
+        on_progress: called with the number of problems just planned.
+
+    Returns:
+        The agent with this policy, still in its own mode.
+    """
+    collected: list[Labels] = []
+    for round_ in range(how.rounds):
+        for first in range(0, how.problems, how.batch):
+            count = min(how.batch, how.problems - first)
+            draw = torch.randint(len(states), (2, count), generator=generator).to(states.device)
+            start, goal = states[draw[0]], states[draw[1]]
+            if round_:
+                moved = _visited(agent, policy, start, goal, generator)
+                fresh = torch.rand(count, generator=generator).to(states.device) < how.fresh
+                start = torch.where(fresh[:, None], start, moved)
+            labels, _ = label(agent, policy if round_ else None, start, goal, generator)
+            collected.append(labels)
+            if on_progress is not None:
+                on_progress(count)
+        _fit(policy, collected, how, generator, round_, on_step)
+    return replace(agent, policy=policy)
+
+
+def _fit(
+    policy: Policy,
+    collected: list[Labels],
+    how: Distillation,
+    generator: torch.Generator,
+    round_: int,
+    on_step: Callable[[int, dict[str, float]], None] | None,
+) -> None:
+    """Regress the policy on all labels so far; only the policy learns."""
+    states = torch.cat([labels.states for labels in collected])
+    goals = torch.cat([labels.goals for labels in collected])
+    actions = torch.cat([labels.actions for labels in collected])
+    weights = torch.cat([labels.weights for labels in collected])
+
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
+        draw = torch.randint(len(states), (how.minibatch,), generator=generator).to(states.device)
+        error = (policy(states[draw], {"goal": goals[draw]}) - actions[draw]).square().mean(-1)
+        weighted = (weights[draw] * error).mean()
+        return weighted, {"imitation": weighted, "error": error.mean()}
+
+    fit(
+        policy.parameters(),
+        loss,
+        steps=how.steps,
+        learning_rate=how.learning_rate,
+        on_step=(lambda step, terms: on_step(round_ * how.steps + step, terms)) if on_step else None,
+    )

@@ -1,0 +1,119 @@
+"""Evaluation: success with Wilson intervals, returns with bootstrap intervals, time beside both.
+
+Held-out means environment seeds of 10^6 and above, which collection never uses. Success is the
+environment's own criterion. Milliseconds per decision are measured with one environment, encoder
+included, because that is what an agent in the world would wait for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from forethought.agent.loop import Controller, Outcome, run_episodes
+from forethought.envs import HELD_OUT_SEED
+
+
+def held_out_seeds(episodes: int, seed: int = 0) -> list[int]:
+    """Seeds of held-out episodes; evaluations with different `seed` (0 to 999) do not overlap."""
+    if not 0 < episodes <= 10_000:
+        raise ValueError(f"episodes is {episodes}: choose between 1 and 10000")
+    first = HELD_OUT_SEED + 10_000 * (seed % 1000)
+    return list(range(first, first + episodes))
+
+
+def wilson(successes: int, episodes: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927); 95 % with the default `z`."""
+    if episodes < 1:
+        raise ValueError("an interval needs at least one episode")
+    p, n = successes / episodes, episodes
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_mean(
+    groups: Sequence[Sequence[float]], *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a mean, resampling groups (training seeds), then episodes in each."""
+    if not groups or not all(len(group) for group in groups):
+        raise ValueError("an interval needs at least one episode in every group")
+    rng = np.random.default_rng(seed)
+    arrays = [np.asarray(group, float) for group in groups]
+    means = np.empty(draws)
+    for draw in range(draws):
+        chosen = rng.integers(len(arrays), size=len(arrays))
+        means[draw] = np.mean([rng.choice(arrays[i], len(arrays[i])).mean() for i in chosen])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per decision of one environment: mean and 95th percentile."""
+
+    ms_per_decision: float
+    p95_ms: float
+
+
+def time_decisions(
+    env: VectorEnv, controller: Controller, seeds: Sequence[int], decisions: int
+) -> Timing:
+    """Time single decisions, encoder included, after one episode to warm up.
+
+    Args:
+        env: a vector environment with one environment.
+        controller: what acts.
+        seeds: seeds of the episodes to use; at least two.
+        decisions: stop after the episode that completes this many.
+    """
+    if env.num_envs != 1:
+        raise ValueError(f"decisions are timed with 1 environment, not {env.num_envs}")
+    run_episodes(env, controller, seeds[:1])
+    seconds: list[float] = []
+    for seed in seeds[1:]:
+        seconds += run_episodes(env, controller, [seed])[0].decision_seconds
+        if len(seconds) >= decisions:
+            break
+    ms = 1000 * np.asarray(seconds)
+    return Timing(float(ms.mean()), float(np.quantile(ms, 0.95)))
+
+
+def summarise(outcomes: Sequence[Outcome]) -> dict[str, float | int]:
+    """Success rate (or mean return where there is no criterion) with its 95 % interval."""
+    n = len(outcomes)
+    if outcomes[0].success is not None:
+        wins = sum(bool(outcome.success) for outcome in outcomes)
+        low, high = wilson(wins, n)
+        return {"episodes": n, "success_rate": wins / n, "ci95_low": low, "ci95_high": high}
+    returns = [outcome.return_ for outcome in outcomes]
+    low, high = bootstrap_mean([returns])
+    return {
+        "episodes": n,
+        "return_mean": float(np.mean(returns)),
+        "ci95_low": low,
+        "ci95_high": high,
+    }
+
+
+Positions = np.ndarray
+Crosses = Callable[[Positions, Positions], np.ndarray]
+
+
+def violation_rate(path: np.ndarray, crosses: Crosses) -> float:
+    """Share of imagined trajectories that pass through a wall at some step.
+
+    Losses and probes do not show that a wall is permeable in the model; this does.
+
+    Args:
+        path: positions read from imagined states, `(N, H+1, 2)`.
+        crosses: tells for starts `(N, 2)` and ends `(N, 2)` whether the way between is blocked.
+    """
+    hit = np.zeros(len(path), bool)
+    for t in range(path.shape[1] - 1):
+        hit |= crosses(path[:, t], path[:, t + 1])
+    return float(hit.mean())

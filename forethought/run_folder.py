@@ -1,0 +1,182 @@
+"""Run folders: everything about one run, in one place that can be copied and still be read.
+
+    RUN/
+        config.yaml          resolved configuration of `train`
+        environment.json     versions, commit, machine, seed, time
+        metrics.jsonl        one JSON object per logged step; also in tensorboard/
+        tensorboard/
+        data/                shards, where `train` collected them
+        model.safetensors    perception, predictor, readouts
+        policy.safetensors   Mode-1's policy, after `distill`
+        diagnostics.json     what the latent state is worth
+        results.json         rows of the last evaluation
+        *.png, *.gif         plots and videos
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from forethought.envs.shard import replace_file
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("forethought", "torch", "numpy", "gymnasium", "mujoco", "dm-control")
+
+
+def commit() -> str | None:
+    """Commit of the source tree this package runs from, with `+` if it was changed; or None."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here)]
+    try:
+        tracked = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "run_folder.py"], capture_output=True, check=False
+        )
+        if tracked.returncode:
+            return None
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if dirty else "")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "commit": commit(),
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and how they are written.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @staticmethod
+    def create(path: Path, resolved: str, seed: int) -> RunFolder:
+        """Begin a run: make the folder, write configuration and environment.
+
+        Raises:
+            ValueError: the folder already holds a run.
+        """
+        folder = RunFolder(path)
+        if folder.config.exists():
+            raise ValueError(f"run folder {path} already holds a run: choose another --run")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            replace_file(folder.config, resolved.encode())
+        except OSError as error:
+            raise OSError(f"run folder {path} cannot be written ({error.strerror})") from error
+        folder.write_json("environment.json", environment() | {"seed": seed})
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Open a run that exists.
+
+        Raises:
+            FileNotFoundError: there is no run at `path`.
+        """
+        folder = RunFolder(path)
+        if not folder.config.is_file():
+            raise FileNotFoundError(f"{path} is no run folder (no config.yaml): train one first")
+        return folder
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Shards that this run collected."""
+        return self.path / "data"
+
+    @property
+    def model(self) -> Path:
+        """Checkpoint of the world model and its readouts."""
+        return self.path / "model.safetensors"
+
+    @property
+    def policy(self) -> Path:
+        """Checkpoint of the policy."""
+        return self.path / "policy.safetensors"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file whole."""
+        replace_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file; None if there is none."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: remove it and run the verb again") from error
+
+
+class Metrics:
+    """Writes named numbers to TensorBoard and to JSON lines; a context manager.
+
+    Args:
+        folder: the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._board = SummaryWriter(str(folder.path / "tensorboard"))
+        self._lines = (folder.path / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Log the values of one step under `stage/NAME`."""
+        for name, value in values.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+        self._lines.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        self._lines.flush()
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lines.close()
+        self._board.close()

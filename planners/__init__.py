@@ -1,0 +1,39 @@
+"""Planning as energy minimisation (Mode-2): a planner takes a `Problem` and returns a `Plan`.
+
+The folder imports nothing else of the project and never sees a network.
+"""
+
+from forethought.planners.cem import CEM
+from forethought.planners.gradient import Gradient
+from forethought.planners.incumbent import Incumbent
+from forethought.planners.mppi import MPPI
+from forethought.planners.problem import Context, Plan, Planner, Problem, Reduction, Status
+from forethought.planners.proposals import safe_actions, shift, smooth_noise, starts
+from forethought.planners.rollout import evaluate, losing
+from forethought.planners.shooting import RandomShooting
+from forethought.planners.state import State, expand, flatten, select, unflatten
+
+__all__ = [
+    "CEM",
+    "MPPI",
+    "Context",
+    "Gradient",
+    "Incumbent",
+    "Plan",
+    "Planner",
+    "Problem",
+    "RandomShooting",
+    "Reduction",
+    "State",
+    "Status",
+    "evaluate",
+    "expand",
+    "flatten",
+    "losing",
+    "safe_actions",
+    "select",
+    "shift",
+    "smooth_noise",
+    "starts",
+    "unflatten",
+]

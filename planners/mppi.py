@@ -1,0 +1,93 @@
+"""Model-predictive path integral control: move the mean to the Boltzmann average of the samples.
+
+Unusual here: energies are divided by their standard deviation per problem, so that one temperature
+serves costs of any unit, and the final mean competes with the best sample.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from forethought.planners.incumbent import Incumbent
+from forethought.planners.problem import Plan, Planner, Problem
+from forethought.planners.proposals import checked, gaussian_noise, safe_actions
+from torch import Tensor
+
+__all__ = ["MPPI"]
+
+
+@dataclass(frozen=True)
+class MPPI(Planner):
+    """MPPI (Williams et al., 1509.01149), iterated, with weights exp(-(E - min E) / (T std E)).
+
+    The mean starts at the first proposal, or at the safe action; the other proposals are
+    candidates of the first iteration. The mean is a candidate of every iteration; the last mean is
+    evaluated on its own. Samples are clamped to the bounds, and so is their average.
+
+    Attributes:
+        candidates: Sequences per problem and iteration, the mean and proposals among them.
+        iterations: Rounds of sampling and averaging.
+        temperature: T, in standard deviations of the finite energies of a problem's candidates:
+            towards 0 only the best sample counts, towards infinity all count alike.
+        std: Standard deviation of the noise, as a fraction of half of each action's range.
+        correlation: Of the noise at consecutive steps, in [0, 1); 0 is white noise.
+    """
+
+    candidates: int = 64
+    iterations: int = 6
+    temperature: float = 0.1
+    std: float = 0.4
+    correlation: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, least in (("candidates", 2), ("iterations", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)}; give at least {least}")
+        for name in ("temperature", "std"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} = {getattr(self, name)}; give a finite one above 0")
+        if not 0.0 <= self.correlation < 1.0:
+            raise ValueError(f"correlation = {self.correlation}; choose it in [0, 1)")
+
+    @torch.no_grad()
+    def plan(
+        self,
+        problem: Problem,
+        *,
+        proposals: Tensor | None = None,
+        generator: torch.Generator,
+        deadline: float | None = None,
+    ) -> Plan:
+        """Plan each problem; see `Planner.plan`."""
+        incumbent = Incumbent(problem, deadline)
+        low, high = problem.bounds
+        given = checked(problem, proposals, self.candidates, "candidates")
+        mean = given[:, 0] if given.shape[1] else safe_actions(problem)  # (B, H, A)
+        std = 0.5 * self.std * (high - low)
+        for iteration in range(self.iterations):
+            noise = gaussian_noise(problem, self.candidates, generator, self.correlation)
+            noise[:, 0] = 0.0  # the mean itself
+            actions = (mean.unsqueeze(1) + std * noise).clamp(low, high)
+            if iteration == 0:
+                actions[:, : given.shape[1]] = given
+            energies = incumbent.evaluate(actions)
+            if incumbent.late():
+                return incumbent.plan()
+            mean = self._average(actions, energies, mean).clamp(low, high)
+        incumbent.evaluate(mean.unsqueeze(1))
+        return incumbent.plan()
+
+    def _average(self, actions: Tensor, energies: Tensor, mean: Tensor) -> Tensor:
+        """Boltzmann average `(B, H, A)` of finite candidates; the old mean without any."""
+        finite = energies.isfinite()  # (B, S)
+        count = finite.sum(1, keepdim=True).clamp(min=1)
+        lowest = energies.amin(1, keepdim=True)
+        # Halved, so that the difference of two finite energies cannot overflow; scaled to [0, 1].
+        above = torch.where(finite, 0.5 * energies - 0.5 * lowest, torch.zeros_like(energies))
+        above = above / above.amax(1, keepdim=True).clamp(min=torch.finfo(above.dtype).tiny)
+        centre = above.sum(1, keepdim=True) / count
+        var = ((above - centre).square() * finite).sum(1, keepdim=True) / count
+        scale = self.temperature * var.sqrt() + torch.finfo(var.dtype).tiny
+        weights = torch.exp(-above / scale) * finite
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1.0)
+        average = torch.einsum("bs,bsha->bha", weights, actions)
+        return torch.where(finite.any(1)[:, None, None], average, mean)

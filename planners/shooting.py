@@ -1,0 +1,49 @@
+"""Random shooting: evaluate many smooth random sequences once and take the best.
+
+The baseline that every other planner has to beat with the same number of model evaluations.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from forethought.planners.incumbent import Incumbent
+from forethought.planners.problem import Plan, Planner, Problem
+from forethought.planners.proposals import starts
+from torch import Tensor
+
+__all__ = ["RandomShooting"]
+
+
+@dataclass(frozen=True)
+class RandomShooting(Planner):
+    """One evaluation of smooth random sequences; the deadline therefore never stops it.
+
+    Attributes:
+        candidates: Sequences per problem; proposals take the first places, the safe action the
+            next, smooth noise the others.
+        knots: Knots of the smooth noise over the horizon; H gives white noise.
+    """
+
+    candidates: int = 256
+    knots: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "knots"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; give at least 1")
+
+    @torch.no_grad()
+    def plan(
+        self,
+        problem: Problem,
+        *,
+        proposals: Tensor | None = None,
+        generator: torch.Generator,
+        deadline: float | None = None,
+    ) -> Plan:
+        """Plan each problem; see `Planner.plan`."""
+        incumbent = Incumbent(problem, deadline)
+        incumbent.evaluate(
+            starts(problem, self.candidates, self.knots, proposals, generator, "candidates")
+        )
+        return incumbent.plan()

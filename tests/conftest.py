@@ -1,0 +1,64 @@
+"""What every test sees: one torch thread, off-screen rendering, the repository, a seeded generator.
+
+torch is imported only by the tests that need it (it takes three seconds), so the number of its
+threads is set through the environment, which child processes inherit as well.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+if "torch" in sys.modules:
+    sys.modules["torch"].set_num_threads(1)
+
+# mujoco reads this when it is imported. Without an EGL library it is left alone: mujoco then looks
+# for a display.
+if sys.platform == "linux" and "MUJOCO_GL" not in os.environ and ctypes.util.find_library("EGL"):
+    os.environ["MUJOCO_GL"] = "egl"
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "slow: seconds rather than milliseconds (-m 'not slow' leaves them out)"
+    )
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def repository_files(repository: Path) -> list[Path]:
+    """Files of the repository, relative to its root: known to git, or new and not ignored."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listing = subprocess.run(
+            command, cwd=repository, check=True, capture_output=True, text=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs a git checkout")
+    files = [Path(name) for name in sorted(set(listing.split("\0")) - {""})]
+    return [file for file in files if os.path.lexists(repository / file)]
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A fresh torch generator with seed 0."""
+    import torch
+
+    return torch.Generator().manual_seed(0)

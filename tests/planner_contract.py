@@ -1,0 +1,379 @@
+"""What every planner promises: inherit `PlannerContract` and name the planner.
+
+The yardstick is a finite-horizon linear-quadratic problem, a double integrator, whose exact answer
+comes from the Riccati recursion. All problems here are float64 and take milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from forethought.planners import Plan, Planner, Problem, Status, evaluate, safe_actions
+from torch import Tensor
+
+FLOAT = torch.float64
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bound(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=FLOAT)
+
+
+class LinearQuadratic:
+    """Position and velocity pushed to zero: dt 0.2, 15 steps, costs x'Qx + R a^2 and x'Q_H x."""
+
+    dt, horizon, effort = 0.2, 15, 0.1
+    dynamics = torch.tensor([[1.0, dt], [0.0, 1.0]], dtype=FLOAT)
+    control = torch.tensor([[0.5 * dt * dt], [dt]], dtype=FLOAT)
+    weight = torch.diag(torch.tensor([1.0, 0.1], dtype=FLOAT))
+    last_weight = 5.0 * weight
+
+    def __init__(self, batch: int = 8, limit: float = 4.0) -> None:
+        self.start = 2.0 * torch.rand(batch, 2, generator=seeded(), dtype=FLOAT) - 1.0
+        self.problem = Problem(
+            state=self.start,
+            step=self.step,
+            horizon=self.horizon,
+            low=bound(-limit),
+            high=bound(limit),
+            stage_cost=self.stage_cost,
+            terminal_cost=self.terminal_cost,
+        )
+        self.optimal_actions, self.optimum = self.riccati()  # (B, H, 1), (B,)
+        still = torch.zeros_like(self.optimal_actions)
+        self.energy_at_rest = evaluate(self.problem, still.unsqueeze(1))[0][:, 0]
+
+    def step(self, state: Any, action: Tensor, latent: Any, context: Any, t: int) -> Tensor:
+        return state @ self.dynamics.T + action @ self.control.T
+
+    def stage_cost(self, state: Any, action: Tensor, after: Any, context: Any, t: Tensor) -> Tensor:
+        return (state @ self.weight * state).sum(-1) + self.effort * action.square().sum(-1)
+
+    def terminal_cost(self, state: Any, context: Any) -> Tensor:
+        return (state @ self.last_weight * state).sum(-1)
+
+    def riccati(self) -> tuple[Tensor, Tensor]:
+        """Exact actions and cost, by dynamic programming: nothing of the planners' code is used."""
+        value, gains = self.last_weight, []
+        for _ in range(self.horizon):
+            curvature = self.effort + self.control.T @ value @ self.control
+            gain = torch.linalg.solve(curvature, self.control.T @ value @ self.dynamics)
+            value = self.weight + self.dynamics.T @ value @ (self.dynamics - self.control @ gain)
+            gains.append(gain)
+        state, actions = self.start, []
+        for gain in reversed(gains):
+            actions.append(-state @ gain.T)
+            state = state @ self.dynamics.T + actions[-1] @ self.control.T
+        return torch.stack(actions, 1), (self.start @ value * self.start).sum(-1)
+
+    def ratio(self, plan: Plan) -> Tensor:
+        """(J - J*) / (J_0 - J*) per problem: 0 is the optimum, 1 is doing nothing."""
+        return (plan.energy - self.optimum) / (self.energy_at_rest - self.optimum)
+
+
+class Recorder:
+    """A two-action point with targets in its context, which counts and keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.step_rows = 0
+        self.asked: list[Tensor] = []
+
+    def step(self, state: Any, action: Tensor, latent: Any, context: Any, t: int) -> Tensor:
+        self.step_rows += len(action)
+        return state + 0.3 * torch.sin(2.0 * action)
+
+    def stage_cost(self, state: Any, action: Tensor, after: Any, context: Any, t: Tensor) -> Tensor:
+        self.asked.append(action.detach().clone())
+        return (after - context["target"]).square().sum(-1) + 0.01 * action.square().sum(-1)
+
+    def problem(self, batch: int = 3, **changes: Any) -> Problem:
+        options: dict[str, Any] = {
+            "state": torch.randn(batch, 2, generator=seeded(1), dtype=FLOAT),
+            "step": self.step,
+            "horizon": 7,
+            "low": bound(-1.0, -0.5),
+            "high": bound(0.5, 1.0),
+            "stage_cost": self.stage_cost,
+            "context": {"target": torch.randn(batch, 2, generator=seeded(2), dtype=FLOAT)},
+        }
+        return Problem(**(options | changes))
+
+
+def same(one: Plan, other: Plan, problem: int | None = None) -> bool:
+    """Whether two plans agree bit for bit, in all problems or in one."""
+    at = slice(None) if problem is None else slice(problem, problem + 1)
+    pairs = [
+        (one.actions[at], other.actions[at]),
+        (one.energy[at], other.energy[at]),
+        (one.trace[:, at], other.trace[:, at]),
+    ]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+class PlannerContract:
+    """Inherit this. `planner` is quick, `sharp` has the budget for the linear-quadratic problem."""
+
+    planner: ClassVar[Planner]
+    sharp: ClassVar[Planner]
+    sharp_ratio: ClassVar[float]
+    sharp_steps: ClassVar[int]  # one-step predictions per problem, stated so that budgets are seen
+    other_values: ClassVar[dict[str, Any]]
+    budget_field: ClassVar[str]  # the field that limits the number of proposals
+    stops_early: ClassVar[bool] = True
+
+    def plan(self, problem: Problem, seed: int = 0, **options: Any) -> Plan:
+        return self.planner.plan(problem, generator=seeded(seed), **options)
+
+    def test_it_solves_the_linear_quadratic_problem(self) -> None:
+        exact = LinearQuadratic()
+        plan = self.sharp.plan(exact.problem, generator=seeded())
+        low, high = exact.problem.bounds
+        assert (exact.optimal_actions > low).all()
+        assert (exact.optimal_actions < high).all()
+        ratio = exact.ratio(plan)
+        assert (ratio >= -1e-9).all(), f"better than the optimum: {ratio}"
+        assert (ratio <= self.sharp_ratio).all(), f"{ratio} > {self.sharp_ratio}"
+        assert plan.model_steps == self.sharp_steps * 8
+        assert plan.status == (Status.OK,) * 8
+
+    def test_bounds_hold_for_every_candidate(self) -> None:
+        recorder = Recorder()
+        far = torch.full((3, 2), 50.0, dtype=FLOAT)  # pushes against the upper bounds
+        problem = recorder.problem(context={"target": far})
+        out = torch.full((3, 1, 7, 2), -9.0, dtype=FLOAT)
+        plan = self.plan(problem, proposals=out)
+        low, high = problem.bounds
+        for actions in [plan.actions, *recorder.asked]:
+            assert (actions >= low).all()
+            assert (actions <= high).all()
+        assert plan.energy.lt(evaluate(problem, safe_actions(problem)[:, None])[0][:, 0]).all()
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("place", ["cost", "state"])
+    def test_not_a_number_loses(self, place: str, value: float) -> None:
+        """The cost falls with the action; above 0.3, where it would fall further, all is broken."""
+
+        def step(state: Any, action: Tensor, latent: Any, context: Any, t: int) -> Tensor:
+            if place == "cost":
+                return state + action
+            return torch.where(action > 0.3, value, state + action)
+
+        def cost(state: Any, action: Tensor, after: Any, context: Any, t: Tensor) -> Tensor:
+            asked.append(action.detach().clone())
+            if place == "state":  # a bounded cost does not notice a broken state
+                return -action.sum(-1)
+            return torch.where(action > 0.3, value, -action).sum(-1)
+
+        asked: list[Tensor] = []
+        problem = Recorder().problem(
+            state=torch.zeros(3, 1, dtype=FLOAT),
+            step=step,
+            stage_cost=cost,
+            horizon=4,
+            low=bound(-1.0),
+            high=bound(1.0),
+        )
+        plan = self.plan(problem)
+        assert plan.status == (Status.OK,) * 3
+        assert (plan.actions <= 0.3).all()
+        assert (plan.energy < -0.1).all(), "nothing was found though much is finite"
+        assert plan.energy.isfinite().all()
+        assert plan.trace.isneginf().sum() == 0
+        assert any((actions > 0.3).any() for actions in asked), "the trap was never met"
+        assert all(actions.isfinite().all() for actions in asked), "a candidate was poisoned"
+
+    def test_where_nothing_is_finite_the_action_is_safe(self) -> None:
+        recorder = Recorder()
+        problem = recorder.problem(low=bound(0.2, -0.5))
+        state = problem.state
+        assert isinstance(state, Tensor)
+        broken = replace(problem, state=state.index_fill(0, torch.tensor([1]), math.nan))
+        plan, whole = self.plan(broken), self.plan(problem)
+        assert plan.status == (Status.OK, Status.ALL_NON_FINITE, Status.OK)
+        assert torch.equal(plan.actions[1], bound(0.2, 0.0).expand(7, 2))
+        assert plan.energy[1] == math.inf
+        assert same(plan, whole, 0), "a broken problem leaked into its neighbour"
+        assert same(plan, whole, 2), "a broken problem leaked into its neighbour"
+
+    def test_members_of_a_batch_do_not_leak(self) -> None:
+        problem = Recorder().problem()
+        state, target = problem.state, problem.context["target"]
+        assert isinstance(state, Tensor)
+        one = torch.tensor([1])
+        proposals = torch.rand(3, 2, 7, 2, generator=seeded(5), dtype=FLOAT)
+        changed = replace(
+            problem,
+            state=state.index_fill(0, one, 7.0),
+            context={"target": target.index_fill(0, one, -1e6)},
+        )
+        plan = self.plan(problem, proposals=proposals)
+        other = self.plan(changed, proposals=proposals.index_fill(0, one, 0.1))
+        assert same(plan, other, 0)
+        assert same(plan, other, 2)
+        assert not same(plan, other, 1)
+
+    def test_the_same_seed_gives_the_same_plan(self) -> None:
+        problem = Recorder().problem()
+        assert same(self.plan(problem, seed=3), self.plan(problem, seed=3))
+        assert not same(self.plan(problem, seed=3), self.plan(problem, seed=4))
+
+    def test_every_option_changes_behaviour(self) -> None:
+        problem = Recorder().problem()
+        names = {field.name for field in fields(self.planner)}  # type: ignore[arg-type]
+        assert set(self.other_values) == names, "give every field another value"
+        plan = self.plan(problem)
+        for name, value in self.other_values.items():
+            assert getattr(self.planner, name) != value
+            changed: Planner = replace(self.planner, **{name: value})  # type: ignore[type-var]
+            other = changed.plan(problem, generator=seeded())
+            differs = plan.trace.shape != other.trace.shape or not same(plan, other)
+            assert differs, f"{name} = {value} changed nothing"
+
+    def test_options_are_frozen(self) -> None:
+        name = fields(self.planner)[0].name  # type: ignore[arg-type]
+        with pytest.raises(FrozenInstanceError):
+            setattr(self.planner, name, 1)
+
+    def test_proposals_are_used(self) -> None:
+        exact = LinearQuadratic()
+        for place in (0, 1):  # first, and behind a useless one
+            proposals = torch.full((8, 2, 15, 1), 4.0, dtype=FLOAT)
+            proposals[:, place] = exact.optimal_actions
+            plan = self.plan(exact.problem, proposals=proposals)
+            assert (plan.energy <= exact.optimum + 1e-9).all()
+            assert (plan.trace[0] <= exact.optimum + 1e-9).all(), "not from the start"
+
+    def test_a_broken_proposal_is_survived(self) -> None:
+        problem = Recorder().problem()
+        plan = self.plan(problem, proposals=torch.full((3, 1, 7, 2), math.nan, dtype=FLOAT))
+        assert plan.status == (Status.OK,) * 3
+        assert plan.actions.isfinite().all()
+
+    def test_wrong_proposals_are_refused(self) -> None:
+        problem = Recorder().problem()
+        with pytest.raises(ValueError, match=r"proposals have the shape \(3, 7, 2\)"):
+            self.plan(problem, proposals=torch.zeros(3, 7, 2, dtype=FLOAT))
+        many = torch.zeros(3, getattr(self.planner, self.budget_field) + 1, 7, 2, dtype=FLOAT)
+        with pytest.raises(ValueError, match=f"proposals exceed {self.budget_field}"):
+            self.plan(problem, proposals=many)
+
+    def test_discrete_actions_are_refused(self) -> None:
+        problem = Recorder().problem(low=None, high=None, actions=5)
+        with pytest.raises(ValueError, match="discrete actions"):
+            self.plan(problem)
+
+    def test_no_gradient_is_left_behind(self) -> None:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 2, dtype=FLOAT)
+        problem = Recorder().problem(
+            step=lambda state, action, *_: model(torch.cat((state, action), -1))
+        )
+        plan = self.plan(problem)
+        with torch.no_grad():
+            silent = self.plan(problem)
+        assert same(plan, silent), "the plan differs under no_grad"
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert isinstance(plan.states, Tensor)
+        for tensor in (plan.actions, plan.energy, plan.states, plan.trace):
+            assert not tensor.requires_grad
+
+    def test_nested_states_are_planned_like_flat_ones(self) -> None:
+        recorder = Recorder()
+        problem = recorder.problem()
+
+        def step(state: Any, action: Tensor, latent: Any, context: Any, t: int) -> Any:
+            moved = recorder.step(state["body"]["place"], action, latent, context, t)
+            return {"body": {"place": moved}, "clock": state["clock"] + 1}
+
+        def cost(state: Any, action: Tensor, after: Any, context: Any, t: Tensor) -> Tensor:
+            assert torch.equal(after["clock"], (t + 1).expand(after["clock"].shape))
+            places = state["body"]["place"], action, after["body"]["place"]
+            return recorder.stage_cost(*places, context, t)
+
+        assert isinstance(problem.state, Tensor)
+        start = {"body": {"place": problem.state}, "clock": torch.zeros(3, dtype=torch.int64)}
+        plan, nested = (
+            self.plan(problem),
+            self.plan(replace(problem, state=start, step=step, stage_cost=cost)),
+        )
+        assert same(plan, nested)
+        assert isinstance(nested.states, dict)
+        assert torch.equal(nested.states["body"]["place"], plan.states)
+        assert nested.states["clock"].shape == (3, 7)
+
+    def test_a_rollout_replaces_the_steps(self) -> None:
+        recorder, unused = Recorder(), Recorder()
+
+        def rollout(state: Any, actions: Tensor, latents: Any, context: Any) -> Tensor:
+            assert state.shape[0] == actions.shape[0] == context["target"].shape[0]
+            return state.unsqueeze(1) + (0.3 * torch.sin(2.0 * actions)).cumsum(1)
+
+        plan = self.plan(recorder.problem())
+        rolled = self.plan(unused.problem(rollout=rollout))
+        assert unused.step_rows == 0
+        torch.testing.assert_close(rolled.actions, plan.actions)
+        torch.testing.assert_close(rolled.states, plan.states)
+
+    def test_a_deadline_in_the_past_still_gives_a_plan(self) -> None:
+        problem = Recorder().problem()
+        plan = self.plan(problem, deadline=time.perf_counter() - 1.0)
+        full = self.plan(problem, deadline=time.perf_counter() + 1e6)
+        assert plan.trace.shape == (1, 3)
+        assert plan.energy.isfinite().all()
+        assert plan.status == (Status.DEADLINE if self.stops_early else Status.OK,) * 3
+        assert full.status == (Status.OK,) * 3
+        assert same(full, self.plan(problem))
+        assert torch.equal(full.trace[0], plan.energy)
+
+    def test_the_plan_says_what_it_is_worth(self) -> None:
+        problem = Recorder().problem()
+        plan = self.plan(problem)
+        energies, states = evaluate(problem, plan.actions.unsqueeze(1))
+        assert isinstance(states, Tensor)
+        torch.testing.assert_close(plan.energy, energies[:, 0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(plan.states, states[:, 0], rtol=1e-12, atol=1e-12)
+
+    def test_the_accounts_are_right(self) -> None:
+        recorder = Recorder()
+        began = time.perf_counter()
+        plan = self.plan(recorder.problem())
+        assert 0.0 < plan.seconds <= time.perf_counter() - began
+        assert plan.model_steps == recorder.step_rows
+        assert plan.trace.shape[0] == len(recorder.asked)
+        assert (plan.trace.diff(dim=0) <= 0).all()
+        assert torch.equal(plan.trace[-1], plan.energy)
+        lowest = []
+        for actions in recorder.asked:
+            lowest.append(evaluate(Recorder().problem(), actions)[0].amin(1))
+        best = torch.stack(lowest).cummin(0).values
+        torch.testing.assert_close(plan.trace, best, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("unit", [2.0**-40, 2.0**40])
+    def test_the_unit_of_energy_does_not_matter(self, unit: float) -> None:
+        recorder = Recorder()
+        plan = self.plan(recorder.problem())
+        scaled = self.plan(
+            recorder.problem(stage_cost=lambda *seen: unit * recorder.stage_cost(*seen))
+        )
+        torch.testing.assert_close(scaled.actions, plan.actions, rtol=1e-6, atol=1e-6)
+
+    def test_float32_stays_float32(self) -> None:
+        recorder = Recorder()
+        problem = recorder.problem()
+        single = recorder.problem(
+            state=problem.state.float(),  # type: ignore[union-attr]
+            low=problem.bounds[0].float(),
+            high=problem.bounds[1].float(),
+            context={"target": problem.context["target"].float()},
+        )
+        plan = self.plan(single)
+        assert plan.actions.dtype == plan.energy.dtype == plan.trace.dtype == torch.float32

@@ -1,0 +1,1 @@
+../../forethought/__init__.py

@@ -1,0 +1,90 @@
+"""Checkpoints: weights in safetensors, everything else in JSON, each written whole and renamed."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from forethought.envs.shard import replace_file
+
+FORMAT_VERSION = 1
+
+
+def save_checkpoint(path: Path, modules: dict[str, nn.Module], meta: dict[str, Any]) -> None:
+    """Write the weights of named modules to `path` (safetensors, metadata in its header).
+
+    Args:
+        path: the file to write; an older one is replaced.
+        modules: modules by name; their parameters and buffers become `NAME.KEY`.
+        meta: whatever JSON holds, such as the step and the environment's description.
+    """
+    tensors = {
+        f"{name}.{key}": tensor.detach().cpu().contiguous()
+        for name, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
+    header = json.dumps({"format_version": FORMAT_VERSION, "modules": sorted(modules), **meta})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, save(tensors, metadata={"forethought": header}))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Read the JSON that was stored with a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or of another format version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: train a model first")
+    damaged = f"checkpoint {path} is damaged or cut: restore it from a copy or train again"
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(size, 10_000_000)))
+        meta: dict[str, Any] = json.loads(header["__metadata__"]["forethought"])
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise ValueError(damaged) from error
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"checkpoint {path} has format version {meta.get('format_version')}, this version of "
+            f"forethought reads {FORMAT_VERSION}: use the version that wrote it"
+        )
+    return meta
+
+
+def load_checkpoint(path: Path, modules: dict[str, nn.Module]) -> dict[str, Any]:
+    """Load the weights of named modules in place; returns the stored JSON.
+
+    Modules in the file that are not asked for are left alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another version, or does not fit the modules.
+    """
+    meta = read_meta(path)
+    try:
+        tensors = load(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged or cut: restore it from a copy or train again"
+        ) from error
+    for name, module in modules.items():
+        if name not in meta["modules"]:
+            raise ValueError(f"checkpoint {path} holds {meta['modules']}, but no {name!r}")
+        prefix = f"{name}."
+        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"checkpoint {path} does not fit the module {name!r} ({error}): use the "
+                "configuration it was trained with"
+            ) from error
+    return meta

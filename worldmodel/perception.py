@@ -1,0 +1,182 @@
+"""Perception: s = Enc(x), from raw observations to latent states.
+
+The encoders here are small and shallow on purpose. A patch convolution followed by ReLU costs a
+third of a GroupNorm + SiLU stem on a CPU and encodes a point agent as well (see LOG.md).
+Standardisation is part of the module, so a checkpoint carries the statistics it was trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor, nn
+
+from forethought.envs import EnvSpec
+
+
+class Standardise(nn.Module):
+    """Per-channel standardisation, (x - mean) / std, with statistics stored as buffers.
+
+    Args:
+        channels: number of channels C.
+        trailing: number of axes after the channel axis (2 for images, 0 for vectors).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, trailing: int) -> None:
+        super().__init__()
+        shape = (channels,) + (1,) * trailing
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
+
+    def fit(self, mean: Tensor, std: Tensor) -> None:
+        """Set the statistics, each `(C,)`. A channel that never varies keeps a std of 1."""
+        if mean.shape != self.mean.shape[:1] or std.shape != self.std.shape[:1]:
+            raise ValueError(
+                f"statistics have shapes {tuple(mean.shape)} and {tuple(std.shape)}, "
+                f"but the encoder expects {tuple(self.mean.shape[:1])}: compute them per channel"
+            )
+        constant = std < 1e-6
+        self.mean.copy_(mean.view(self.mean.shape))
+        self.std.copy_(torch.where(constant, torch.ones_like(std), std).view(self.std.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise `x`, shape `(..., C, *trailing)`, any dtype; returns the dtype of `mean`."""
+        return (x.to(self.mean.dtype) - self.mean) / self.std
+
+
+class Perception(nn.Module, ABC):
+    """Encoder of single observations. Sub-classes set `latent_dim` and implement `encode`."""
+
+    latent_dim: int
+    standardise: Standardise
+    observation_shape: tuple[int, ...]
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Map standardised observations `(N, *O)` to states `(N, D)`."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Encode observations with any leading axes: `(..., *O)` to `(..., D)`."""
+        shape = self.observation_shape
+        if tuple(observation.shape[-len(shape) :]) != shape:
+            raise ValueError(
+                f"observation has shape {tuple(observation.shape)}, but the encoder was built for "
+                f"(..., {', '.join(map(str, shape))}): use the environment it was trained on"
+            )
+        lead = observation.shape[: observation.dim() - len(shape)]
+        x = self.standardise(observation.reshape(-1, *shape))
+        return self.encode(x).view(*lead, self.latent_dim)
+
+
+def _box_shape(spec: EnvSpec, axes: int, kind: str) -> tuple[int, ...]:
+    space = spec.observation_space
+    if not isinstance(space, Box) or len(space.shape) != axes:
+        raise ValueError(
+            f"{kind} needs observations with {axes} axes, but {spec.id} has {space}: "
+            "choose another model.perception"
+        )
+    return tuple(space.shape)
+
+
+class ImagePerception(Perception):
+    """Patch convolutions with ReLU, then a two-layer head, for images `(C, H, W)`.
+
+    Args:
+        spec: the environment's description; gives C, H and W.
+        latent_dim: size D of the latent state.
+        channels: output channels of each patch convolution.
+        patches: kernel and stride of each patch convolution.
+        hidden: width of the layer between the convolutions and the latent state.
+        normalise: apply LayerNorm (without affine parameters) to the state.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        *,
+        latent_dim: int = 32,
+        channels: Sequence[int] = (32, 64),
+        patches: Sequence[int] = (4, 2),
+        hidden: int = 64,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(channels) != len(patches):
+            raise ValueError(
+                f"channels={tuple(channels)} and patches={tuple(patches)} must have equal length"
+            )
+        self.observation_shape = _box_shape(spec, 3, "ImagePerception")
+        self.latent_dim = latent_dim
+        depth, height, width = self.observation_shape
+        self.standardise = Standardise(depth, trailing=2)
+        layers: list[nn.Module] = []
+        for out, patch in zip(channels, patches, strict=True):
+            layers += [nn.Conv2d(depth, out, patch, stride=patch), nn.ReLU()]
+            depth, height, width = out, height // patch, width // patch
+        if not height * width:
+            raise ValueError(
+                f"patches={tuple(patches)} leave nothing of an image of shape "
+                f"{self.observation_shape}: use fewer or smaller patches"
+            )
+        layers += [nn.Flatten(), nn.Linear(depth * height * width, hidden), nn.ReLU()]
+        layers += [nn.Linear(hidden, latent_dim)]
+        if normalise:
+            layers += [nn.LayerNorm(latent_dim, elementwise_affine=False)]
+        self.layers = nn.Sequential(*layers)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Map standardised images `(N, C, H, W)` to states `(N, D)`."""
+        state: Tensor = self.layers(x.contiguous(memory_format=torch.channels_last))
+        return state
+
+
+class VectorPerception(Perception):
+    """Multi-layer perceptron with ReLU for vectors `(O,)`.
+
+    Args:
+        spec: the environment's description; gives O.
+        latent_dim: size D of the latent state.
+        hidden: width of the hidden layers.
+        layers: number of hidden layers.
+        normalise: apply LayerNorm (without affine parameters) to the state.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        *,
+        latent_dim: int = 32,
+        hidden: int = 128,
+        layers: int = 2,
+        normalise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.observation_shape = _box_shape(spec, 1, "VectorPerception")
+        self.latent_dim = latent_dim
+        size = math.prod(self.observation_shape)
+        self.standardise = Standardise(size, trailing=0)
+        stack = mlp(size, [hidden] * layers, latent_dim)
+        self.layers = nn.Sequential(
+            *stack, *([nn.LayerNorm(latent_dim, elementwise_affine=False)] if normalise else [])
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Map standardised vectors `(N, O)` to states `(N, D)`."""
+        state: Tensor = self.layers(x)
+        return state
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Linear layers with ReLU between them: `(N, inputs)` to `(N, outputs)`."""
+    sizes = [inputs, *hidden]
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
