@@ -38,7 +38,7 @@ test: $(STAMP) ## all tests (PYTEST_ARGS="-k name", WORKERS=0 for one process)
 check: lint types test ## what CI runs: format, lint, types, tests
 
 lint: $(STAMP) ## formatting and lint, nothing is rewritten
-	@.venv/bin/ruff format --quiet --check . || { .venv/bin/ruff format --check .; echo "run: make format"; exit 1; }
+	@.venv/bin/ruff format --check --output-format concise . || { echo "run: make format"; exit 1; }
 	@.venv/bin/ruff check .
 
 types: $(STAMP) typings ## mypy

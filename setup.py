@@ -6,7 +6,9 @@ ROOMS = ("agent", "worldmodel", "envs", "planners", "configs")
 
 packages = ["forethought"]
 for room in ROOMS:
-    packages += [f"forethought.{name}" for name in find_namespace_packages(include=[room, f"{room}.*"])]
+    packages += [
+        f"forethought.{name}" for name in find_namespace_packages(include=[room, f"{room}.*"])
+    ]
 
 setup(
     packages=packages,

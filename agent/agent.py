@@ -90,7 +90,9 @@ class Agent:
             goal: goal observations, `(B, *O)`; encoded here, once.
             generator: source of the planner's randomness.
         """
-        return AgentState(self.configurator.configure(self.model.encode(self._tensor(goal))), generator)
+        return AgentState(
+            self.configurator.configure(self.model.encode(self._tensor(goal))), generator
+        )
 
     @torch.no_grad()
     def act(self, carried: AgentState, observation: np.ndarray) -> tuple[np.ndarray, AgentState]:
@@ -107,18 +109,19 @@ class Agent:
         belief = self.model.observe(carried.belief, carried.previous_action, x)
         carried = replace(carried, belief=belief)
         if carried.setting.mode == 1:
-            assert self.policy is not None  # noqa: S101 - checked when the agent was made
+            assert self.policy is not None
             action = self.policy(belief, carried.setting.context)
         else:
             if carried.plan is None or carried.until_replan < 1:
                 plan = self.think(carried)
+                assert isinstance(plan.states, Tensor)
                 carried = replace(
                     carried,
                     plan=plan.actions,
                     imagined=plan.states,
                     until_replan=carried.setting.replan_every,
                 )
-            assert carried.plan is not None  # noqa: S101
+            assert carried.plan is not None
             action = carried.plan[:, 0]
             carried = replace(
                 carried, plan=shift(carried.plan), until_replan=carried.until_replan - 1

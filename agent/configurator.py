@@ -94,4 +94,3 @@ class Configurator:
         """The setting that reaches the goal states `(B, D)`."""
         u = self.bank.weights({"effort": self.cost.effort}).to(goal).expand(len(goal), -1)
         return Setting(goal, u, self.cost, self.mode, self.replan_every)
-

@@ -85,7 +85,9 @@ def label(
     problem = problem_of(agent.model, agent.bank, setting, states)
     proposals, own = None, None
     if policy is not None:
-        proposals = policy.rollout(agent.model, states, setting.context, problem.horizon)[0][:, None]
+        proposals = policy.rollout(agent.model, states, setting.context, problem.horizon)[0][
+            :, None
+        ]
         own = evaluate(problem, proposals)[0][:, 0]
     plan = agent.planner.plan(problem, proposals=proposals, generator=generator)
     finite = plan.energy.isfinite()
@@ -93,7 +95,7 @@ def label(
     if own is not None:
         gain = torch.where(finite, own - plan.energy, torch.zeros_like(own)).clamp_min(0)
         weight = gain / gain.mean().clamp_min(1e-9)
-    assert isinstance(plan.states, Tensor)  # noqa: S101 - the JEPA's states are tensors
+    assert isinstance(plan.states, Tensor)
     visited = torch.cat((states[:, None], plan.states[:, :-1]), dim=1)  # (B, H, D)
     horizon = visited.shape[1]
     keep = finite.repeat_interleave(horizon)
@@ -107,7 +109,9 @@ def label(
 
 
 @torch.no_grad()
-def _visited(agent: Agent, policy: Policy, states: Tensor, goals: Tensor, generator: torch.Generator) -> Tensor:
+def _visited(
+    agent: Agent, policy: Policy, states: Tensor, goals: Tensor, generator: torch.Generator
+) -> Tensor:
     """One state that the policy visits on its way from each of `states` `(B, D)` to `goals`."""
     context = agent.configurator.configure(goals).context
     horizon = agent.configurator.cost.horizon
@@ -182,5 +186,7 @@ def _fit(
         loss,
         steps=how.steps,
         learning_rate=how.learning_rate,
-        on_step=(lambda step, terms: on_step(round_ * how.steps + step, terms)) if on_step else None,
+        on_step=(lambda step, terms: on_step(round_ * how.steps + step, terms))
+        if on_step
+        else None,
     )

@@ -11,10 +11,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
 
 from forethought.agent.agent import Agent, AgentState
@@ -50,9 +51,7 @@ class Controller(ABC):
         """Begin B episodes from what `reset` returned."""
 
     @abstractmethod
-    def act(
-        self, carried: Any, observation: np.ndarray, info: Info
-    ) -> tuple[np.ndarray, Any]:
+    def act(self, carried: Any, observation: np.ndarray, info: Info) -> tuple[np.ndarray, Any]:
         """Actions `(B, A)` for observations `(B, *O)`, and what to carry on."""
 
     @abstractmethod
@@ -116,7 +115,8 @@ class PolicyController(Controller):
 
     def select(self, carried: np.ndarray, index: np.ndarray) -> np.ndarray:
         """See `Controller.select`."""
-        return carried[index]
+        kept: np.ndarray = carried[index]
+        return kept
 
 
 def select_info(info: Info, index: np.ndarray) -> dict[str, Any]:
@@ -165,9 +165,10 @@ def _run_block(
     on_progress: Callable[[int], None] | None,
 ) -> list[Outcome]:
     """Run at most `num_envs` episodes side by side, until the last one ends."""
-    count, space = len(seeds), env.single_action_space
+    count = len(seeds)
+    space = cast(Box, env.single_action_space)  # as `build_model` has checked
     padding = [seeds[-1]] * (env.num_envs - count)
-    observation, info = env.reset(seed=seeds + padding)
+    observation, info = env.reset(seed=seeds + padding)  # type: ignore[arg-type]
     running = np.arange(count)
     carried = controller.start(observation[running], select_info(info, running))
     outcomes: dict[int, Outcome] = {}

@@ -1,1 +1,3 @@
-"""Placeholder."""
+"""Packaged experiments: one YAML file each, holding arguments of `forethought train`."""
+
+__all__: list[str] = []

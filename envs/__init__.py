@@ -4,8 +4,9 @@ Importing this package registers our environments with Gymnasium.
 """
 
 from forethought.envs.collect import HELD_OUT_SEED, collect, collect_to
-from forethought.envs.dataset import Dataset, ShardRecord, WindowSampler, write_shard
+from forethought.envs.dataset import Dataset, write_shard
 from forethought.envs.episode import Episode, Windows
+from forethought.envs.index import ShardRecord
 from forethought.envs.linear import (
     DoubleIntegrator,
     DoubleIntegratorVectorEnv,
@@ -33,6 +34,7 @@ from forethought.envs.two_rooms import (
     scripted,
 )
 from forethought.envs.vector import EpisodicVectorEnv, SingleEnv
+from forethought.envs.windows import WindowSampler
 
 register()
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from forethought.envs.dataset import write_shard
-from forethought.envs.episode import Episode
-from forethought.envs.make import spec_of
-from forethought.envs.policies import Policy
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.random import Generator
 from numpy.typing import NDArray
+
+from forethought.envs.dataset import write_shard
+from forethought.envs.episode import Episode
+from forethought.envs.make import spec_of
+from forethought.envs.policies import Policy
 
 Array = NDArray[Any]
 
@@ -221,9 +222,8 @@ class _Batch:
             # Rows for which no episode is left repeat the last seed; nothing is recorded there.
             self.seeds[row] = min(first + offset, self.end_seed - 1)
         self.next_seed = min(first + len(rows), self.end_seed)
-        self.observations, info = self.env.reset(
-            seed=list(self.seeds), options={"reset_mask": mask.copy()}
-        )
+        seeds: Any = list(self.seeds)  # Gymnasium's annotation forgets lists
+        self.observations, info = self.env.reset(seed=seeds, options={"reset_mask": mask.copy()})
         self.info = _merge(self.info, info, mask)
         for offset, row in enumerate(rows):
             wanted = first + offset < self.end_seed

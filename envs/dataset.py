@@ -12,34 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from forethought.envs.episode import Episode, Windows
-from forethought.envs.shard import map_shard, replace_file, sha256_of, shard_bytes
-from forethought.envs.spec import EnvSpec
 from gymnasium import spaces
-from numpy.random import Generator
 from numpy.typing import NDArray
+
+from forethought.envs.episode import Episode
+from forethought.envs.index import INDEX, ShardRecord, open_shard, read_index, write_index
+from forethought.envs.shard import replace_file, sha256_of, shard_bytes
+from forethought.envs.spec import EnvSpec
+from forethought.envs.windows import WindowSampler
 
 Array = NDArray[Any]
 
-FORMAT_VERSION = 1
-INDEX = "index.json"
 _STATISTICS_SAMPLE = 4096
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """What the index says about a shard: file name, counts, size in bytes, SHA-256."""
-
-    file: str
-    episodes: int
-    steps: int
-    bytes: int
-    sha256: str
 
 
 def write_shard(folder: str | Path, episodes: Sequence[Episode], spec: EnvSpec) -> Path:
@@ -62,7 +50,7 @@ def write_shard(folder: str | Path, episodes: Sequence[Episode], spec: EnvSpec) 
         _check_fits(episode, spec)
     records: list[ShardRecord] = []
     if (folder / INDEX).exists():
-        stored, records = _read_index(folder)
+        stored, records = read_index(folder)
         if stored != spec:
             raise ValueError(
                 f"data set {folder} holds {stored.id} with options {dict(stored.options)}, the "
@@ -80,12 +68,7 @@ def write_shard(folder: str | Path, episodes: Sequence[Episode], spec: EnvSpec) 
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    index = {
-        "format_version": FORMAT_VERSION,
-        "spec": spec.to_json(),
-        "shards": [asdict(entry) for entry in [*records, record]],
-    }
-    replace_file(folder / INDEX, json.dumps(index, indent=1, allow_nan=False).encode())
+    write_index(folder, spec, [*records, record])
     return path
 
 
@@ -104,24 +87,6 @@ def _check_fits(episode: Episode, spec: EnvSpec) -> None:
         raise ValueError(
             f"actions have {episode.actions.shape[1]} columns, the spec says {spec.action_dim}"
         )
-
-
-def _read_index(folder: Path) -> tuple[EnvSpec, list[ShardRecord]]:
-    path = folder / INDEX
-    if not path.exists():
-        raise FileNotFoundError(f"no data set in {folder}: {INDEX} is missing, collect one first")
-    try:
-        index = json.loads(path.read_text())
-        version = index["format_version"]
-        if version == FORMAT_VERSION:
-            records = [ShardRecord(**entry) for entry in index["shards"]]
-            return EnvSpec.from_json(index["spec"]), records
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): restore it or collect again") from error
-    raise ValueError(
-        f"{path} has format version {version}, this version reads {FORMAT_VERSION}: "
-        "read it with the version that wrote it"
-    )
 
 
 class Dataset:
@@ -165,12 +130,12 @@ class Dataset:
             ValueError: The index is damaged or of another version, or a shard is cut or damaged.
         """
         folder = Path(folder)
-        spec, records = _read_index(folder)
+        spec, records = read_index(folder)
         if not records:
             raise ValueError(f"data set {folder} has no shards: collect some episodes")
         contents = []
         for record in records:
-            arrays, metadata = _open_shard(folder, record)
+            arrays, metadata = open_shard(folder, record)
             if in_memory:
                 arrays = {name: np.array(array) for name, array in arrays.items()}
             contents.append((arrays, metadata))
@@ -238,7 +203,7 @@ class Dataset:
         """Names of the physical quantities, sorted."""
         prefix = "quantities."
         return tuple(
-            sorted(name.removeprefix(prefix) for name in self._arrays[0] if prefix in name)
+            sorted(name.removeprefix(prefix) for name in self._arrays[0] if name.startswith(prefix))
         )
 
     def arrays(self, name: str) -> Array:
@@ -292,91 +257,4 @@ class Dataset:
         Raises:
             ValueError: No episode is that long, or `length` is below 1.
         """
-        return WindowSampler(self, self._arrays, length)
-
-
-def _open_shard(folder: Path, record: ShardRecord) -> tuple[dict[str, Array], dict[str, str]]:
-    if Path(record.file).name != record.file:
-        raise ValueError(f"index names the shard {record.file!r}: shards lie in the folder itself")
-    path = folder / record.file
-    if not path.exists():
-        raise FileNotFoundError(f"shard {path} is missing: restore it or collect again")
-    size = path.stat().st_size
-    if size != record.bytes:
-        raise ValueError(
-            f"shard {path} has {size} bytes, the index says {record.bytes}: "
-            "the file was cut or changed, restore it or collect again"
-        )
-    arrays, metadata = map_shard(path)
-    if len(arrays["length"]) != record.episodes or int(arrays["length"].sum()) != record.steps:
-        raise ValueError(f"shard {path} does not hold what the index says: collect again")
-    return arrays, metadata
-
-
-class WindowSampler:
-    """Uniform sampling of windows over all valid starts; see `Dataset.windows`.
-
-    `len()` is the number of valid starts.
-    """
-
-    def __init__(self, dataset: Dataset, shards: list[dict[str, Array]], length: int) -> None:
-        if length < 1:
-            raise ValueError(f"length is {length}: a window has at least 1 step")
-        longest = int(dataset.lengths.max())
-        if length > longest:
-            raise ValueError(
-                f"length is {length}, the longest episode has {longest} steps: "
-                "use shorter windows or collect longer episodes"
-            )
-        self.length = length
-        self._dataset, self._shards = dataset, shards
-        # A window is known by its rank among all valid starts; _ends[e] is the number of starts
-        # in the episodes up to e.
-        self._ends = np.cumsum(np.maximum(dataset.lengths - length + 1, 0))
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def sample(self, batch: int, generator: Generator) -> Windows:
-        """Draw windows with replacement.
-
-        Args:
-            batch: Number of windows `B`.
-            generator: Source of randomness.
-
-        Returns:
-            Windows in new arrays.
-
-        Raises:
-            ValueError: `batch` is below 1.
-        """
-        if batch < 1:
-            raise ValueError(f"batch is {batch}: it must be at least 1")
-        return self.gather(generator.integers(len(self), size=batch))
-
-    def gather(self, ranks: NDArray[np.int64]) -> Windows:
-        """Fetch windows by their ranks `(B,)` among all valid starts, 0 to `len() - 1`."""
-        data, size = self._dataset, len(ranks)
-        episodes = np.searchsorted(self._ends, ranks, side="right")
-        begins = np.where(episodes > 0, self._ends[episodes - 1], 0)
-        starts = ranks - begins  # time of the window's first observation in its episode
-        shards = np.searchsorted(data.shard_offsets, episodes, side="right") - 1
-        first = data.shard_offsets[shards]
-        offsets = {
-            True: data.observation_offsets[episodes] - data.observation_offsets[first] + starts,
-            False: data.step_offsets[episodes] - data.step_offsets[first] + starts,
-        }
-        fetched: dict[str, Array] = {}
-        names = [f"quantities.{name}" for name in data.quantity_names]
-        for name in ("observations", "actions", *names):
-            per_observation = name != "actions"
-            example = self._shards[0][name]
-            span = np.arange(self.length + per_observation)
-            out = np.empty((size, len(span), *example.shape[1:]), example.dtype)
-            for shard in np.unique(shards):
-                chosen = np.flatnonzero(shards == shard)
-                rows = offsets[per_observation][chosen, None] + span
-                out[chosen] = self._shards[shard][name][rows]
-            fetched[name] = out
-        quantities = {name: fetched[f"quantities.{name}"] for name in data.quantity_names}
-        return Windows(fetched["observations"], fetched["actions"], quantities)
+        return WindowSampler(self._arrays, self.quantity_names, length)

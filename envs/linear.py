@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from forethought.envs.vector import Bools, EpisodicVectorEnv, SingleEnv
 from gymnasium import spaces
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
+
+from forethought.envs.vector import Bools, EpisodicVectorEnv, SingleEnv
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
-from forethought.envs.linear import DoubleIntegratorVectorEnv
-from forethought.envs.spec import EnvSpec
-from forethought.envs.two_rooms import TwoRoomsVectorEnv, two_rooms_65_vector
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
+
+from forethought.envs.linear import DoubleIntegratorVectorEnv
+from forethought.envs.spec import EnvSpec
+from forethought.envs.two_rooms import TwoRoomsVectorEnv, two_rooms_65_vector
 
 # id: (vectorised, single), as Gymnasium's registry wants them. Callables of ours take num_envs
 # and the environment's options by keyword.
@@ -124,8 +125,8 @@ def _make_foreign(id: str, num_envs: int, options: dict[str, Any]) -> VectorEnv[
         ) from error
     if gym_spec.entry_point is None:
         raise ValueError(f"environment id {id!r} has no entry point: register one")
-    creator = gym_spec.entry_point
-    creator = creator if callable(creator) else load_env_creator(creator)
+    entry = gym_spec.entry_point
+    creator: Callable[..., Any] = entry if callable(entry) else load_env_creator(entry)
     parameters = inspect.signature(creator).parameters
     if not any(item.kind is item.VAR_KEYWORD for item in parameters.values()):
         _check_options(id, options, set(parameters) | {"max_episode_steps", "render_mode"})

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from forethought.envs.two_rooms import ROOMS_32, ROOMS_65, Geometry, greedy, scripted
 from numpy.random import Generator
 from numpy.typing import NDArray
+
+from forethought.envs.two_rooms import ROOMS_32, ROOMS_65, Geometry, greedy, scripted
 
 Array = NDArray[Any]
 

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from forethought.envs.episode import Episode
 from numpy.typing import NDArray
 from safetensors.numpy import save
+
+from forethought.envs.episode import Episode
 
 Array = NDArray[Any]
 
@@ -137,7 +138,7 @@ def map_shard(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             raise ValueError("the header is longer than the file")
         header = json.loads(content[8 : 8 + header_bytes].tobytes())
         metadata = dict(header.pop("__metadata__", {}))
-        data = content[8 + header_bytes :]
+        data = np.asarray(content[8 + header_bytes :])  # still the mapped file
         return {name: _view(data, entry) for name, entry in header.items()}, metadata
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -143,7 +143,7 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
 
     @abstractmethod
     def _goals(self) -> Array:
-        """Goals `(N, *O)`; an array that is replaced, never written to."""
+        """Goals `(N, *O)`."""
 
     @abstractmethod
     def _quantities(self) -> dict[str, Array]:
@@ -151,7 +151,7 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _info(self) -> dict[str, Any]:
         return {
-            "goal": self._goals(),
+            "goal": self._goals().copy(),
             "quantities": self._quantities(),
             "success": self._success.copy(),
         }
@@ -231,7 +231,7 @@ class SingleEnv(Env[Array, Array]):
             _first(info),
         )
 
-    def render(self) -> Array | None:  # type: ignore[override]
+    def render(self) -> Array | None:
         """Frame `(H, W, 3)` uint8, or None without a render mode."""
         frames = self.vector.render() if self.render_mode == "rgb_array" else None
         return None if frames is None else np.asarray(frames[0])

@@ -62,8 +62,8 @@ class Stages:
         predictor: the predictor alone, on cached latents.
     """
 
-    joint: JointStage = JointStage()
-    predictor: PredictorStage = PredictorStage()
+    joint: JointStage = JointStage()  # noqa: RUF009 - frozen
+    predictor: PredictorStage = PredictorStage()  # noqa: RUF009 - frozen
 
 
 def device_of(name: str) -> torch.device:

@@ -6,14 +6,16 @@ reached the goal in 44 / 90 / 98 % of episodes), smooth ones, projection onto th
 step and the best plan kept; noise and the learning rate (0.03 to 0.3) hardly mattered.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
 from forethought.planners.proposals import starts
 from forethought.planners.rollout import evaluate
-from torch import Tensor
 
 __all__ = ["Gradient"]
 
@@ -44,7 +46,7 @@ class Gradient(Planner):
         for name in ("starts", "iterations", "knots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; give at least 1")
-        if not 0.0 < self.learning_rate < float("inf"):
+        if not 0.0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate = {self.learning_rate}; give a finite one above 0")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}; give two in [0, 1)")
@@ -103,5 +105,5 @@ def _offer_with_gradient(problem: Problem, actions: Tensor, incumbent: Incumbent
         # The sum only sends a one into each candidate: no candidate sees another's gradient.
         (gradient,) = torch.autograd.grad(energies.sum(), leaf)
     incumbent.offer(actions, energies, states)
-    finite = gradient.square().sum(dim=(2, 3), keepdim=True).isfinite()
-    return gradient.where(finite, torch.zeros_like(gradient))
+    finite = gradient.square().sum(dim=(2, 3), keepdim=True) < math.inf  # and a number
+    return torch.where(finite, gradient, 0.0)

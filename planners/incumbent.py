@@ -4,11 +4,12 @@ import math
 import time
 
 import torch
+from torch import Tensor
+
 from forethought.planners.problem import Plan, Problem, Status
 from forethought.planners.proposals import safe_actions
 from forethought.planners.rollout import evaluate, losing
 from forethought.planners.state import State, apply, flatten, select
-from torch import Tensor
 
 __all__ = ["Incumbent"]
 
@@ -62,7 +63,9 @@ class Incumbent:
                 select(flatten(states), rows),
                 self._states,
             )
-            self._actions = _where(better, actions.flatten(0, 1)[rows], self._actions)
+            self._actions = _where(
+                better, actions.flatten(0, 1).index_select(0, rows), self._actions
+            )
         self._energy = torch.where(better, lowest, self._energy)
         self._trace.append(self._energy)
         self._model_steps += actions.shape[0] * samples * self._problem.horizon

@@ -7,10 +7,11 @@ serves costs of any unit, and the final mean competes with the best sample.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
 from forethought.planners.proposals import checked, gaussian_noise, safe_actions
-from torch import Tensor
 
 __all__ = ["MPPI"]
 

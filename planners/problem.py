@@ -15,8 +15,9 @@ from enum import Enum
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from forethought.planners.state import State, expand, flatten, leaves, select
 from torch import Tensor
+
+from forethought.planners.state import State, expand, flatten, leaves, select
 
 __all__ = [
     "Context",

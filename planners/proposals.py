@@ -5,8 +5,9 @@ in 98 % of episodes from interpolated knots and in 89 % from white noise.
 """
 
 import torch
-from forethought.planners.problem import Problem
 from torch import Tensor
+
+from forethought.planners.problem import Problem
 
 __all__ = ["checked", "gaussian_noise", "safe_actions", "shift", "smooth_noise", "starts"]
 

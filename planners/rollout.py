@@ -8,9 +8,10 @@ import math
 from typing import Any, cast
 
 import torch
+from torch import Tensor
+
 from forethought.planners.problem import Context, Problem
 from forethought.planners.state import State, apply, expand, leaves, stack, unflatten
-from torch import Tensor
 
 __all__ = ["evaluate", "losing"]
 

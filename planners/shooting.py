@@ -6,10 +6,11 @@ The baseline that every other planner has to beat with the same number of model 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
 from forethought.planners.proposals import starts
-from torch import Tensor
 
 __all__ = ["RandomShooting"]
 

@@ -29,6 +29,10 @@ if sys.platform == "linux" and "MUJOCO_GL" not in os.environ and ctypes.util.fin
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Contracts are inherited by tests, so their failed asserts should show values as those of tests do.
+for contract in Path(__file__).parent.glob("*_contract.py"):
+    pytest.register_assert_rewrite(contract.stem)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(

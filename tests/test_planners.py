@@ -7,16 +7,17 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from forethought.planners import CEM, MPPI, Gradient, Planner, RandomShooting, evaluate
 from planner_contract import FLOAT, LinearQuadratic, PlannerContract, Recorder, bound, seeded
 from torch import Tensor
+
+from forethought.planners import CEM, MPPI, Gradient, Planner, RandomShooting, evaluate
 
 
 class TestGradient(PlannerContract):
     planner = Gradient(starts=5, iterations=6)
-    sharp = Gradient(starts=8, iterations=100, learning_rate=0.05)
+    sharp = Gradient(starts=16, iterations=100, learning_rate=0.05)
     sharp_ratio = 0.001
-    sharp_steps = 8 * 101 * 15
+    sharp_steps = 16 * 101 * 15
     budget_field = "starts"
     other_values: ClassVar[dict[str, Any]] = {
         "starts": 4,
@@ -98,6 +99,8 @@ class TestCEM(PlannerContract):
         fitted = planner._fit(actions, only_two, mean, std)
         assert fitted[0].item() == pytest.approx(0.75 * 2.0 + 0.25 * 8.0)
         assert fitted[1].item() == pytest.approx(0.75 * 1.0 + 0.25 * 4.0)
+        none = planner._fit(actions, torch.full((1, 4), math.inf, dtype=FLOAT), mean, std)
+        assert (none[0].item(), none[1].item()) == (8.0, 4.0)
 
 
 class TestMPPI(PlannerContract):
@@ -121,6 +124,9 @@ class TestMPPI(PlannerContract):
         average = planner._average(actions, energies, torch.zeros(1, 1, 1, dtype=FLOAT))
         # The finite energies have the standard deviation 2: weights 1 and exp(-4 / (2 * 2)).
         assert average.item() == pytest.approx(math.exp(-1.0) / (1.0 + math.exp(-1.0)))
+        none = torch.full((1, 3), math.inf, dtype=FLOAT)
+        old = torch.full((1, 1, 1), 7.0, dtype=FLOAT)
+        assert planner._average(actions, none, old).item() == 7.0
 
     def test_the_average_survives_energies_near_the_largest_number(self) -> None:
         actions = torch.rand(1, 3, 1, 1, generator=seeded())
@@ -130,13 +136,13 @@ class TestMPPI(PlannerContract):
 
 
 class TestRandomShooting(PlannerContract):
-    planner = RandomShooting(candidates=24)
+    planner = RandomShooting(candidates=200)
     sharp = RandomShooting(candidates=4096, knots=2)
     sharp_ratio = 0.35
     sharp_steps = 4096 * 15
     budget_field = "candidates"
     stops_early = False
-    other_values: ClassVar[dict[str, Any]] = {"candidates": 23, "knots": 3}
+    other_values: ClassVar[dict[str, Any]] = {"candidates": 20, "knots": 3}
 
     def test_energy_falls_as_candidates_grow(self) -> None:
         exact = LinearQuadratic(batch=32)

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from planner_contract import FLOAT, LinearQuadratic, Recorder, bound, seeded
+from torch import Tensor
+
 from forethought.planners import (
     Problem,
     evaluate,
@@ -22,8 +25,6 @@ from forethought.planners import (
     unflatten,
 )
 from forethought.planners.proposals import gaussian_noise
-from planner_contract import FLOAT, LinearQuadratic, Recorder, bound, seeded
-from torch import Tensor
 
 
 def counter(**changes: Any) -> Problem:

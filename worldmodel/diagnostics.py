@@ -80,6 +80,7 @@ def open_loop(
         report |= {
             f"open_loop_{name}": float((read[name] - true[name]).norm(dim=-1).mean())
             for name in readouts.sizes
+            if readouts.varies(name)
         }
     return report
 

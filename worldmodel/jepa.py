@@ -43,7 +43,7 @@ class JEPA(nn.Module):
         return next(self.parameters()).device
 
     def encode(self, observation: Tensor) -> Tensor:
-        """s = Enc(x): observations `(..., *O)` to states `(..., D)`."""
+        """S = Enc(x): observations `(..., *O)` to states `(..., D)`."""
         state: Tensor = self.perception(observation)
         return state
 
@@ -69,7 +69,7 @@ class JEPA(nn.Module):
         latent: Tensor | None = None,
         context: Context | None = None,
     ) -> Tensor:
-        """s' = Pred(s, a, z): states `(N, D)` and actions `(N, A)` to next states `(N, D)`."""
+        """S' = Pred(s, a, z): states `(N, D)` and actions `(N, A)` to next states `(N, D)`."""
         next_state: Tensor = self.predictor(state, action, latent, context)
         return next_state
 

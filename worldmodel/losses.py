@@ -104,4 +104,5 @@ def sigreg(
     target = torch.exp(-t.square() / 2)
     angles = (x @ u).unsqueeze(-1) * t  # (T, B, directions, knots)
     error = (angles.cos().mean(1) - target).square() + angles.sin().mean(1).square()
-    return x.shape[1] * (error @ (weights * target)).mean()
+    statistic: Tensor = x.shape[1] * (error @ (weights * target)).mean()
+    return statistic

@@ -33,10 +33,10 @@ class Losses:
     prediction: float = 1.0
     variance: float = 4.0
     covariance: float = 0.0645
-    temporal_similarity: float = 0.1
+    temporal_similarity: float = 5.0
     inverse_dynamics: float = 10.0
     sigreg: float = 0.0
-    flatten: bool = True
+    flatten: bool = False
     expander: int = 0
     sigreg_directions: int = 48
 

@@ -39,6 +39,11 @@ class Readouts(nn.Module):
         values = self.layers(state) * self.std + self.mean
         return dict(zip(self.sizes, values.split(list(self.sizes.values()), -1), strict=True))
 
+    def varies(self, name: str) -> bool:
+        """Whether the quantity `name` varied in the data that this head was fitted to."""
+        parts = torch.split(self.std, list(self.sizes.values()))
+        return bool((dict(zip(self.sizes, parts, strict=True))[name] > 0).any())
+
     def fit(
         self,
         states: Tensor,

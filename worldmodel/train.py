@@ -115,8 +115,8 @@ def fit(
         if on_step and (step % log_every == 0 or step == steps):
             now = time.perf_counter()
             record = {name: float(term.detach()) for name, term in terms.items()}
-            record |= {"loss": float(total.detach()), "gradient_norm": float(norm)}
-            record["learning_rate"] = schedule.get_last_lr()[0]
+            record |= {"loss": float(total.detach()), "gradient_norm": norm.item()}
+            record["learning_rate"] = float(schedule.get_last_lr()[0])
             record["steps_per_second"] = (step - done) / max(now - began, 1e-9)
             on_step(step, record)
             began, done = now, step

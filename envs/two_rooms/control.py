@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from forethought.envs.two_rooms.geometry import Geometry, shortest_path
 from numpy.typing import NDArray
+
+from forethought.envs.two_rooms.geometry import Geometry, shortest_path
 
 Array = NDArray[Any]
 

@@ -12,8 +12,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from forethought.envs.two_rooms.geometry import Geometry
 from numpy.typing import ArrayLike, NDArray
+
+from forethought.envs.two_rooms.geometry import Geometry
 
 Array = NDArray[Any]
 Colour = tuple[int, int, int]
@@ -67,7 +68,7 @@ def _covered(size: int, centre: Array, half: float) -> Array:
     pixels = np.arange(size)
     upper = np.minimum(centre[:, None] + half, pixels + 0.5)
     lower = np.maximum(centre[:, None] - half, pixels - 0.5)
-    return np.clip(upper - lower, 0.0, 1.0)
+    return np.asarray(np.clip(upper - lower, 0.0, 1.0))
 
 
 def draw_scene(
@@ -103,7 +104,7 @@ def draw_scene(
     solid_y = np.abs(centres - float(door)) > geometry.door_half_height
     edge = (centres < geometry.low - 0.5) | (centres > geometry.high + 0.5)
     solid = (solid_y[:, None] & solid_x[None, :]) | edge[:, None] | edge[None, :]
-    frame = np.where(solid[..., None], np.float64(WALL), np.float64(BACKGROUND))
+    frame = np.where(solid[..., None], np.asarray(WALL, np.float64), np.asarray(BACKGROUND))
     if goal is not None:
         # The goal is a ring of the radius that counts, with a dot in its middle.
         _disc(frame, centres, goal, geometry.success_radius, scale, GOAL, strength=0.35)
@@ -116,7 +117,7 @@ def draw_scene(
 
 
 def _blend(region: Array, alpha: Array, colour: Colour) -> None:
-    region += alpha[..., None] * (np.float64(colour) - region)
+    region += alpha[..., None] * (np.asarray(colour, np.float64) - region)
 
 
 def _disc(

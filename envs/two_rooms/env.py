@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import numpy as np
-from forethought.envs.two_rooms.drawing import agent_channel, draw_scene, wall_channel
-from forethought.envs.two_rooms.geometry import ROOMS_32, ROOMS_65, Geometry, move
-from forethought.envs.vector import Bools, EpisodicVectorEnv, SingleEnv
 from gymnasium import spaces
 from numpy.random import Generator
 from numpy.typing import NDArray
+
+from forethought.envs.two_rooms.drawing import agent_channel, draw_scene, wall_channel
+from forethought.envs.two_rooms.geometry import ROOMS_32, ROOMS_65, Geometry, move
+from forethought.envs.vector import Bools, EpisodicVectorEnv, SingleEnv
 
 Array = NDArray[Any]
 Layout = Literal["fixed", "random"]
@@ -113,12 +114,9 @@ class TwoRoomsVectorEnv(EpisodicVectorEnv):
         return np.array([x, generator.uniform(low, high)])
 
     def _begun(self, mask: Bools) -> None:
-        # New arrays: the old ones may be in someone's hands.
-        walls, goal = self._walls.copy(), self._goal.copy()
-        walls[mask] = wall_channel(self.geometry, self._wall[mask], self._door[mask])
-        goal[mask, 0] = agent_channel(self.geometry, self._goal_position[mask])
-        goal[mask, 1] = walls[mask]
-        self._walls, self._goal = walls, goal
+        self._walls[mask] = wall_channel(self.geometry, self._wall[mask], self._door[mask])
+        self._goal[mask, 0] = agent_channel(self.geometry, self._goal_position[mask])
+        self._goal[mask, 1] = self._walls[mask]
 
     def _advance(self, actions: Array, active: Bools) -> Array:
         moved = move(
@@ -135,7 +133,7 @@ class TwoRoomsVectorEnv(EpisodicVectorEnv):
         if self.success == "last":
             self._success = np.where(active, reached, self._success)
             return np.where(reached & (self._elapsed >= self.episode_limit), 1.0, 0.0)
-        first = reached & ~self._success & active
+        first = reached & active  # success ends an episode, so that it is the first
         self._success |= first
         self._terminated |= first
         return np.where(first, 1.0, 0.0)

@@ -88,7 +88,7 @@ def blocked(geometry: Geometry, wall: Array, door: Array, points: Array) -> NDAr
     outside = ((points < geometry.low) | (points > geometry.high)).any(axis=1)
     in_slab = np.abs(points[:, 0] - wall) < geometry.wall_half_thickness
     in_door = np.abs(points[:, 1] - door) <= geometry.door_half_height
-    return outside | (in_slab & ~in_door)
+    return np.asarray(outside | (in_slab & ~in_door), np.bool_)
 
 
 def move(
@@ -193,25 +193,23 @@ def shortest_path(geometry: Geometry, wall: Array, door: Array, start: Array, en
     through = near < far
     lowest, highest = door - geometry.door_half_height, door + geometry.door_half_height
 
-    def clip(height: Array) -> Array:
-        return np.clip(height, lowest, highest)
-
-    def at(x: Array, first: Array, second: Array) -> Array:
-        """Height at `x` of the line from `first` to `second`, each `(N, 2)`."""
-        run = np.maximum(second[:, 0] - first[:, 0], 1e-12)
-        return first[:, 1] + (x - first[:, 0]) / run * (second[:, 1] - first[:, 1])
+    def height(x: Array, first: Array, second: Array) -> Array:
+        """Height at `x` of the line from `first` to `second`, each `(N, 2)`, within the door."""
+        part = (x - first[:, 0]) / np.maximum(second[:, 0] - first[:, 0], 1e-12)
+        line = first[:, 1] + part * (second[:, 1] - first[:, 1])
+        return np.asarray(np.clip(line, lowest, highest))
 
     best = np.full(len(start), np.inf)
-    entries = [clip(at(near, start, end)), lowest, highest]
-    exits = [clip(at(far, start, end)), lowest, highest]
+    entries = [height(near, start, end), lowest, highest]
+    exits = [height(far, start, end), lowest, highest]
     choices = [(entry, leave) for entry in entries for leave in exits]
-    choices += [(entry, clip(at(far, _stack(near, entry), end))) for entry in entries]
-    choices += [(clip(at(near, start, _stack(far, leave))), leave) for leave in exits]
+    choices += [(entry, height(far, _stack(near, entry), end)) for entry in entries]
+    choices += [(height(near, start, _stack(far, leave)), leave) for leave in exits]
     for entry, leave in choices:
         first, second = _stack(near, entry), _stack(far, leave)
         length = np.linalg.norm(first - start, axis=1) + np.linalg.norm(end - second, axis=1)
         best = np.minimum(best, length + np.linalg.norm(second - first, axis=1))
-    return np.where(through, best, straight)
+    return np.asarray(np.where(through, best, straight))
 
 
 def _stack(x: Array, y: Array) -> Array:

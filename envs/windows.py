@@ -1,0 +1,105 @@
+"""Uniform sampling of windows over all episodes of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from forethought.envs.episode import Windows
+
+Array = NDArray[Any]
+
+
+class WindowSampler:
+    """Uniform sampling of windows over all valid starts in all shards.
+
+    A window lies inside one episode; the layout is drawn in `forethought.envs.episode`.
+    `len()` is the number of valid starts, which are ranked episode by episode.
+
+    Args:
+        shards: Flat arrays of each shard by name, among them `length`.
+        quantity_names: Quantities to fetch.
+        length: Steps of a window.
+
+    Raises:
+        ValueError: No episode is that long, or `length` is below 1.
+    """
+
+    def __init__(
+        self, shards: Sequence[Mapping[str, Array]], quantity_names: Sequence[str], length: int
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length is {length}: a window has at least 1 step")
+        lengths = np.concatenate([shard["length"] for shard in shards])
+        if length > lengths.max():
+            raise ValueError(
+                f"length is {length}, the longest episode has {lengths.max()} steps: "
+                "use shorter windows or collect longer episodes"
+            )
+        self.length = length
+        self._shards, self._quantity_names = shards, tuple(quantity_names)
+        counts = [len(shard["length"]) for shard in shards]
+        # Of each episode: its shard, its first step in the shard's flat arrays, and the same
+        # among observations, of which each earlier episode has one more than it has steps.
+        self._shard = np.repeat(np.arange(len(shards)), counts)
+        begins = [np.cumsum(shard["length"]) - shard["length"] for shard in shards]
+        self._first_step = np.concatenate(begins)
+        self._first_observation = self._first_step + np.concatenate([*map(np.arange, counts)])
+        starts = np.maximum(lengths - length + 1, 0)
+        self._ranks_end = np.cumsum(starts)
+        self._ranks_begin = self._ranks_end - starts
+
+    def __len__(self) -> int:
+        return int(self._ranks_end[-1])
+
+    def sample(self, batch: int, generator: Generator) -> Windows:
+        """Draw `batch` windows, with replacement.
+
+        Args:
+            batch: Number of windows `B`.
+            generator: Source of randomness.
+
+        Returns:
+            Windows in new arrays.
+
+        Raises:
+            ValueError: `batch` is below 1.
+        """
+        if batch < 1:
+            raise ValueError(f"batch is {batch}: it must be at least 1")
+        return self.gather(generator.integers(len(self), size=batch))
+
+    def gather(self, ranks: NDArray[np.int64]) -> Windows:
+        """Fetch windows by their ranks `(B,)`, each from 0 to `len() - 1`."""
+        if ranks.size and not 0 <= ranks.min() <= ranks.max() < len(self):
+            raise ValueError(f"ranks are {ranks.min()} to {ranks.max()}: use 0 to {len(self) - 1}")
+        episodes = np.searchsorted(self._ranks_end, ranks, side="right")
+        starts = ranks - self._ranks_begin[episodes]
+        shards = self._shard[episodes]
+        span = np.arange(self.length + 1)
+        observed = (self._first_observation[episodes] + starts)[:, None] + span
+        stepped = (self._first_step[episodes] + starts)[:, None] + span[:-1]
+        return Windows(
+            observations=self._fetch("observations", shards, observed),
+            actions=self._fetch("actions", shards, stepped),
+            quantities={
+                name: self._fetch(f"quantities.{name}", shards, observed)
+                for name in self._quantity_names
+            },
+        )
+
+    def _fetch(self, name: str, shards: Array, rows: Array) -> Array:
+        """Rows `(B, T)` of one array, row b from the shard `shards[b]`."""
+        present = np.unique(shards)
+        if len(present) == 1:
+            return np.asarray(self._shards[present[0]][name][rows])
+        example = self._shards[0][name]
+        fetched = np.empty((*rows.shape, *example.shape[1:]), example.dtype)
+        for shard in present:
+            chosen = shards == shard
+            fetched[chosen] = self._shards[shard][name][rows[chosen]]
+        return fetched

@@ -1,0 +1,216 @@
+"""Collection: which episodes come out, in which order, and what the policies promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from env_contract import assert_same
+
+from forethought.envs import (
+    HELD_OUT_SEED,
+    Dataset,
+    Episode,
+    Greedy,
+    Policy,
+    Random,
+    Scripted,
+    Smooth,
+    collect,
+    collect_to,
+    make,
+    spec_of,
+)
+
+
+def gather(num_envs: int, episodes: int, policy: Policy, first_seed: int = 100) -> list[Episode]:
+    env = make("forethought/TwoRooms-v0", num_envs, layout="random")
+    rng = np.random.default_rng(0)
+    return list(collect(env, policy, episodes, first_seed=first_seed, generator=rng))
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 20])
+def test_episodes_come_in_the_order_of_their_seeds_whatever_ends_first(num_envs: int) -> None:
+    episodes = gather(num_envs, 11, Scripted())
+    assert [item.seed for item in episodes] == list(range(100, 111))
+    assert len({item.length for item in episodes}) > 3  # they do not end in order
+    # Without noise an episode is a function of its seed, whatever it shared a batch with.
+    for one, other in zip(episodes, gather(4, 11, Scripted()), strict=True):
+        assert_same(vars(one), vars(other))
+
+
+def test_an_episode_is_what_stepping_by_hand_gives() -> None:
+    item = gather(3, 7, Random())[5]
+    env = make("forethought/TwoRooms-v0", 1, layout="random")
+    observations, info = env.reset(seed=[105])
+    np.testing.assert_array_equal(item.goal, info["goal"][0])
+    for t in range(item.length):
+        np.testing.assert_array_equal(item.observations[t], observations[0])
+        np.testing.assert_array_equal(
+            item.quantities["position"][t], info["quantities"]["position"][0]
+        )
+        observations, rewards, terminated, truncated, info = env.step(item.actions[t][None])
+        assert item.rewards[t] == rewards[0]
+        assert (terminated | truncated)[0] == (t == item.length - 1)
+    np.testing.assert_array_equal(item.observations[-1], observations[0])
+    assert (item.terminated, item.truncated) == (bool(terminated[0]), bool(truncated[0]))
+    assert item.success == bool(info["success"][0])
+    assert (item.env_id, item.policy) == ("forethought/TwoRooms-v0", "random")
+
+
+def test_same_generator_same_episodes() -> None:
+    one, two = gather(4, 6, Smooth()), gather(4, 6, Smooth())
+    for first, second in zip(one, two, strict=True):
+        assert_same(vars(first), vars(second))
+
+
+def test_a_policy_hears_its_previous_action_and_none_when_an_episode_begins() -> None:
+    """Actions count the steps of the episode, which only previous actions can tell."""
+
+    class Counting(Policy):
+        def __call__(
+            self, observations: Any, info: Any, previous_actions: Any, generator: Any
+        ) -> np.ndarray:
+            return (previous_actions + 0.01).astype(np.float32)
+
+    env = make("forethought/TwoRooms-v0", 3, episode_limit=9)
+    rng = np.random.default_rng(0)
+    for item in collect(env, Counting(), 8, first_seed=0, generator=rng):
+        counted = 0.01 * np.arange(1, item.length + 1)
+        np.testing.assert_allclose(item.actions[:, 0], counted, rtol=1e-5)
+
+
+def test_progress_counts_up_to_the_number_asked_for() -> None:
+    env = make("forethought/TwoRooms-v0", 3)
+    seen: list[int] = []
+    rng = np.random.default_rng(0)
+    stream = collect(env, Scripted(), 7, first_seed=0, generator=rng, on_progress=seen.append)
+    assert len(list(stream)) == 7
+    assert seen == sorted(seen)
+    assert seen[-1] == 7
+
+
+def test_other_environments_can_be_collected_from() -> None:
+    """Pendulum in [-2, 2] is refused with the remedy, which works."""
+    env = make("Pendulum-v1", 2, max_episode_steps=5)
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="RescaleAction"):
+        collect(env, Random(), 3, first_seed=0, generator=rng)
+    wrapped = gymnasium.wrappers.vector.RescaleAction(env, -1.0, 1.0)
+    episodes = list(collect(wrapped, Random(), 5, first_seed=0, generator=rng))
+    assert [item.length for item in episodes] == [5] * 5
+    assert all(item.success is None and item.goal is None for item in episodes)
+    assert all(item.quantities == {} and item.truncated for item in episodes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first_seed": HELD_OUT_SEED - 4}, "held-out seeds"),
+        ({"first_seed": HELD_OUT_SEED}, "held-out seeds"),
+        ({"first_seed": -1}, "first_seed is -1"),
+        ({"episodes": 0}, "episodes is 0"),
+    ],
+)
+def test_collect_refuses_before_work_starts(changes: dict[str, Any], message: str) -> None:
+    env = make("forethought/TwoRooms-v0", 2)
+    fields = {"episodes": 5, "first_seed": 0, "generator": np.random.default_rng(0)}
+    with pytest.raises(ValueError, match=message):
+        collect(env, Random(), **{**fields, **changes})
+
+
+def test_last_seed_that_is_not_held_out_is_allowed() -> None:
+    last = gather(2, 2, Scripted(), first_seed=HELD_OUT_SEED - 2)[-1]
+    assert last.seed == HELD_OUT_SEED - 1
+
+
+def test_collect_to_writes_shards_and_appends(tmp_path: Path) -> None:
+    env = make("forethought/TwoRooms-v0", 4, task="between")
+    rng = np.random.default_rng(0)
+    fields: dict[str, Any] = {"generator": rng, "episodes_per_shard": 3}
+    paths = collect_to(tmp_path, env, Scripted(), 7, first_seed=0, **fields)
+    assert len(paths) == 3
+    collect_to(tmp_path, env, Random(hold=0.5), 2, first_seed=7, **fields)
+    data = Dataset.open(tmp_path)
+    data.verify()
+    assert data.spec == spec_of(env)
+    assert [record.episodes for record in data.shards] == [3, 3, 1, 2]
+    assert list(data.arrays("seed")) == list(range(9))
+    assert [data.episode(index).policy for index in (0, 6, 7)] == ["scripted", "scripted", "random"]
+    with pytest.raises(ValueError, match="episodes_per_shard is 0"):
+        collect_to(tmp_path, env, Random(), 2, first_seed=9, generator=rng, episodes_per_shard=0)
+
+
+# --- Policies.
+
+
+def run(policy: Policy, steps: int = 400, rows: int = 50) -> np.ndarray:
+    """Actions `(T, N, 2)` without an environment."""
+    rng, actions = np.random.default_rng(0), np.zeros((rows, 2), np.float32)
+    taken = []
+    for _ in range(steps):
+        actions = policy(np.zeros((rows, 1)), {}, actions, rng)
+        taken.append(actions)
+    return np.stack(taken)
+
+
+@pytest.mark.parametrize("policy", [Random(), Random(hold=0.8), Smooth(), Smooth(0.5, 3.0)])
+def test_actions_are_bounded_float32(policy: Policy) -> None:
+    actions = run(policy, 30)
+    assert actions.dtype == np.float32
+    assert np.abs(actions).max() <= 1.0
+
+
+def test_random_is_uniform_and_holds_as_often_as_it_says() -> None:
+    free, held = run(Random()), run(Random(hold=0.8))
+    np.testing.assert_allclose(free.std(), 1 / np.sqrt(3), rtol=0.02)
+    repeats = (held[1:] == held[:-1]).all(axis=2).mean()
+    np.testing.assert_allclose(repeats, 0.8, atol=0.02)
+    assert not (free[1:] == free[:-1]).any()
+    assert (held[0] != 0).all()  # at the beginning there is nothing to hold
+
+
+def test_smooth_keeps_its_spread_and_correlation() -> None:
+    actions = run(Smooth(correlation=0.9, scale=0.3))  # too small a scale to be clipped often
+    np.testing.assert_allclose(actions[0].std(), 0.3, rtol=0.25)
+    np.testing.assert_allclose(actions[200:].std(), 0.3, rtol=0.05)
+    centred = actions[50:] / actions[50:].std()
+    np.testing.assert_allclose((centred[1:] * centred[:-1]).mean(), 0.9, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", [Scripted, Greedy])
+def test_noise_changes_the_controllers(kind: Any) -> None:
+    env = make("forethought/TwoRooms-v0", 5)
+    observations, info = env.reset(seed=0)
+    previous = np.zeros((5, 2))
+    rng = np.random.default_rng(0)
+    exact = kind()(observations, info, previous, rng)
+    noisy = kind(noise=0.3)(observations, info, previous, rng)
+    assert not np.array_equal(exact, noisy)
+    assert np.abs(noisy).max() <= 1.0
+    with pytest.raises(ValueError, match="Two-Rooms only"):
+        kind()(np.zeros((5, 4)), info, previous, rng)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (Random, {"hold": 1.0}, "hold is 1.0"),
+        (Smooth, {"correlation": 1.0}, "correlation is 1.0"),
+        (Smooth, {"scale": 0.0}, "scale is 0.0"),
+        (Scripted, {"noise": -0.1}, "noise is -0.1"),
+        (Greedy, {"noise": float("nan")}, "noise is nan"),
+    ],
+)
+def test_policies_refuse(kind: Any, fields: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**fields)
+
+
+def test_policies_are_named_and_interchangeable() -> None:
+    names = [policy.name for policy in (Random(), Smooth(), Scripted(), Greedy())]
+    assert names == ["random", "smooth", "scripted", "greedy"]
+    assert all(issubclass(kind, Policy) for kind in (Random, Smooth, Scripted, Greedy))

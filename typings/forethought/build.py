@@ -1,0 +1,1 @@
+../../forethought/build.py

@@ -1,0 +1,1 @@
+../../forethought/run_folder.py

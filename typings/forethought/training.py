@@ -1,0 +1,1 @@
+../../forethought/training.py
