@@ -37,7 +37,7 @@ class MPPI(Planner):
     iterations: int = 6
     temperature: float = 0.1
     std: float = 0.4
-    correlation: float = 0.5
+    correlation: float = 0.9
 
     def __post_init__(self) -> None:
         for name, least in (("candidates", 2), ("iterations", 1)):

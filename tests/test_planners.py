@@ -73,7 +73,7 @@ class TestGradient(PlannerContract):
 
 class TestCEM(PlannerContract):
     planner = CEM(candidates=16, iterations=4, elites=4)
-    sharp = CEM(candidates=256, iterations=15, elites=16, minimum_std=0.01)
+    sharp = CEM(candidates=256, iterations=15, elites=16, minimum_std=0.01, correlation=0.0)
     sharp_ratio = 0.01
     sharp_steps = 256 * 15 * 15
     budget_field = "candidates"
@@ -84,6 +84,7 @@ class TestCEM(PlannerContract):
         "initial_std": 0.6,
         "minimum_std": 0.4,
         "momentum": 0.5,
+        "correlation": 0.3,
     }
 
     def test_the_fit_against_written_out_numbers(self) -> None:
@@ -105,7 +106,7 @@ class TestCEM(PlannerContract):
 
 class TestMPPI(PlannerContract):
     planner = MPPI(candidates=16, iterations=4)
-    sharp = MPPI(candidates=256, iterations=10, std=0.2)
+    sharp = MPPI(candidates=256, iterations=10, std=0.2, correlation=0.5)
     sharp_ratio = 0.05
     sharp_steps = (256 * 10 + 1) * 15
     budget_field = "candidates"
