@@ -71,7 +71,7 @@ def problem_of(model: JEPA, bank: IntrinsicCost, setting: Setting, state: Tensor
         step=lambda s, a, z, context, t: model.predict(s, a, z, context),
         rollout=model.rollout,
         goal_cost=GoalDistance(),
-        stage_cost=bank if setting.cost.effort else None,
+        stage_cost=bank if bool(setting.u.any()) else None,
         reduction=setting.cost.reduction,
         softmin_temperature=setting.cost.softmin_temperature,
         horizon=setting.cost.horizon,

@@ -34,6 +34,7 @@ class Outcome:
         return_: sum of rewards.
         steps: environment steps.
         decision_seconds: wall-clock seconds of each decision; meaningful with one environment.
+        quantities: the environment's named quantities at the end, `(n,)` each.
     """
 
     seed: int
@@ -41,6 +42,7 @@ class Outcome:
     return_: float
     steps: int
     decision_seconds: tuple[float, ...] = field(default=(), repr=False)
+    quantities: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Controller(ABC):
@@ -191,8 +193,18 @@ def _run_block(
         ended = (terminated | truncated)[running]
         for index in running[ended]:
             success = bool(info["success"][index]) if "success" in info else None
+            quantities = {
+                name: value[index]
+                for name, value in info.get("quantities", {}).items()
+                if not name.startswith("_")  # Gymnasium's marks of which rows are given
+            }
             outcomes[index] = Outcome(
-                seeds[index], success, float(returns[index]), steps, tuple(seconds[index])
+                seeds[index],
+                success,
+                float(returns[index]),
+                steps,
+                tuple(seconds[index]),
+                quantities,
             )
         if ended.any():
             if on_progress is not None:

@@ -2,8 +2,9 @@
 
     python benchmarks/two_rooms.py --seeds 0 1 2 --threads 1
 
-Writes `benchmarks/results/two_rooms.json` (rows as `forethought evaluate` writes them, each with
-`arm`) and `two_rooms_diagnostics.json`. An arm that is already in the results is not run again.
+Writes, for each seed, `benchmarks/results/two_rooms_SEED.json`: `rows` as `forethought evaluate`
+writes them, each with its `arm`, and `diagnostics` of every training. An arm that is already in the
+results is not run again.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from forethought import call, load
-from forethought.agent import Agent, AgentController, held_out_seeds, time_decisions
+from forethought.agent import AgentController, held_out_seeds, time_decisions
 from forethought.envs import make
 from forethought.planners import CEM, MPPI, Gradient, Planner
 
@@ -42,13 +42,11 @@ ABLATIONS = {
         "covariance": 0,
         "temporal_similarity": 0,
     },
-    "statistics over B*T": {"flatten": "true"},
-    "temporal similarity 0.1": {"temporal_similarity": 0.1},
 }
 
 
-def equal_time(agent: Agent, run: Path, spec_options: dict[str, Any]) -> dict[str, list[str]]:
-    """Options that give CEM and MPPI the time of the default gradient planner, by iterations."""
+def equal_time(run: Path, spec_options: dict[str, Any]) -> dict[str, list[str]]:
+    """Command-line options that give CEM and MPPI the time of `Gradient()`, by their iterations."""
     env = make("forethought/TwoRooms-v0", 1, **spec_options)
 
     def seconds(planner: Planner) -> float:
@@ -71,53 +69,62 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     given = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
     threads = f"--threads={given.threads}"
-    rows_file, diagnostics_file = (
-        RESULTS / f"two_rooms{suffix}.json" for suffix in ("", "_diagnostics")
-    )
-    rows = json.loads(rows_file.read_text()) if rows_file.exists() else []
-    reports = json.loads(diagnostics_file.read_text()) if diagnostics_file.exists() else []
+    for seed in given.seeds:
+        run_seed(seed, given.runs, threads)
 
-    def record(arm: str, seed: int, run: Path, *options: str) -> None:
-        if any(row["arm"] == arm and row["seed"] == seed for row in rows):
-            return
-        found = call("evaluate", [str(run), threads, *options])
-        rows.extend({"arm": arm, **row} for row in found)
-        rows_file.write_text(json.dumps(rows, indent=1) + "\n")
 
-    def trained(arm: str, seed: int, *options: str) -> Path:
-        run = given.runs / f"{arm.replace(' ', '-').replace('*', 'x')}-{seed}"
-        if (run / "training.json").exists():
-            return run
-        shutil.rmtree(run, ignore_errors=True)
-        began = time.perf_counter()
-        call("train", ["--config=two-rooms", f"--run={run}", f"--seed={seed}", threads, *options])
-        report = json.loads((run / "diagnostics.json").read_text())
-        seconds = time.perf_counter() - began
-        reports.append({"arm": arm, "seed": seed, "seconds_with_collection": seconds, **report})
-        diagnostics_file.write_text(json.dumps(reports, indent=1) + "\n")
+def run_seed(seed: int, runs: Path, threads: str) -> None:
+    """Run every arm of one training seed."""
+    file = RESULTS / f"two_rooms_{seed}.json"
+    results: dict[str, Any] = {
+        "command": f"python benchmarks/two_rooms.py --seeds {seed} {threads.replace('=', ' ')}",
+        "machine": "2 CPU cores (AMD EPYC), other work on the other core",
+        "diagnostics": [],
+        "rows": [],
+    }
+    if file.exists():
+        results = json.loads(file.read_text())
+
+    def save() -> None:
+        file.write_text(json.dumps(results, indent=1) + "\n")
+
+    def record(arm: str, run: Path, *options: str) -> None:
+        if not any(row["arm"] == arm for row in results["rows"]):
+            found = call("evaluate", [str(run), threads, *options])
+            results["rows"] += [{"arm": arm, **row} for row in found]
+            save()
+
+    def trained(arm: str, *options: str) -> Path:
+        run = runs / f"{arm.replace(' ', '-')}-{seed}"
+        if not any(report["arm"] == arm for report in results["diagnostics"]):
+            shutil.rmtree(run, ignore_errors=True)
+            words = ["--config=two-rooms", f"--run={run}", f"--seed={seed}", threads, *options]
+            call("train", words)
+            report = json.loads((run / "diagnostics.json").read_text())
+            report |= json.loads((run / "training.json").read_text())
+            results["diagnostics"].append({"arm": arm, **report})
+            save()
         return run
 
     alone = ["--modes=[2]", "--no-baselines"]
-    for seed in given.seeds:
-        run = trained("recipe", seed)
-        if not (run / "policy.safetensors").exists():
-            call("distill", [str(run), f"--seed={seed}", threads])
-        record("recipe", seed, run)
-        trained_run = load(run)
-        for name, options in equal_time(
-            trained_run.agent, run, dict(trained_run.spec.options)
-        ).items():
-            record(f"{name} at equal time", seed, run, *alone, *options)
-        for starts in (1, 8):
-            record(f"{starts} starts", seed, run, *alone, f"--planner.starts={starts}")
-        for reduction in ("sum", "last"):
-            record(f"cost {reduction}", seed, run, *alone, f"--cost.reduction={reduction}")
-        record("CEM, white noise", seed, run, *alone, "--planner=CEM", "--planner.correlation=0")
-        record("contact stop", seed, trained("contact stop", seed, "--env-options.contact=stop"))
-        for arm, weights in ABLATIONS.items():
-            options = [f"--losses.{name}={value}" for name, value in weights.items()]
-            record(arm, seed, trained(arm, seed, *options), *alone)
+    run = trained("recipe")
+    if not (run / "policy.safetensors").exists():
+        call("distill", [str(run), f"--seed={seed}", threads])
+    record("recipe", run)
+    loaded = load(run)
+    for name, options in equal_time(run, dict(loaded.spec.options)).items():
+        record(f"{name} at equal time", run, *alone, *options)
+    for starts in (1, 8):
+        record(f"{starts} starts", run, *alone, f"--planner.starts={starts}")
+    for reduction in ("softmin", "last"):
+        record(f"cost {reduction}", run, *alone, f"--cost.reduction={reduction}")
+    record("CEM, white noise", run, *alone, "--planner=CEM", "--planner.correlation=0")
+    record("contact stop", trained("contact stop", "--env-options.contact=stop"))
+    for arm, weights in ABLATIONS.items():
+        options = [f"--losses.{name}={value}" for name, value in weights.items()]
+        record(arm, trained(arm, *options), *alone)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ class Collection:
     num_envs: int = 64
     policy: envs.Policy = envs.Smooth()  # noqa: RUF009 - frozen
 
+    def __post_init__(self) -> None:
+        for name in ("episodes", "num_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"collection.{name} is {getattr(self, name)}: choose 1 or more")
+
 
 @dataclass(frozen=True)
 class Model:

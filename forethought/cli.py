@@ -29,15 +29,19 @@ def call(verb: str, argv: Sequence[str]) -> Any:
         SystemExit: the words cannot be parsed.
         ValueError, OSError: as the verb says.
     """
-    from forethought.parser import parse, parser_of
+    from forethought.parser import normalised, parse, parser_of
 
     function = getattr(import_module(f"forethought.{VERBS[verb][0]}"), verb)
     words = list(argv)
-    if verb in FROM_RUN and words and not words[0].startswith("-"):
+    parser = parser_of(function, verb)
+    if verb in FROM_RUN and words and not {"-h", "--help"} & set(words):
         from forethought.running import defaults_from_run
 
-        words = defaults_from_run(Path(words[0])) + words
-    arguments, resolved = parse(parser_of(function, verb), words)
+        if words[0].startswith("-"):
+            raise ValueError(f"give the run folder first: forethought {verb} RUN {words[0]} ...")
+        trust = "--trust=true" in normalised(parser, words)
+        words = defaults_from_run(Path(words[0]), trust=trust) + words
+    arguments, resolved = parse(parser, words)
     if verb == "train":
         arguments["resolved"] = resolved
     return function(**arguments)

@@ -89,9 +89,10 @@ def picture_of(trained_run: Path, target: Path, *, device: str, episodes: int, s
             begun.append((info, carried))
             frames.append(frame_of(trained, env, info, carried, path))
 
-        run_episodes(env, controller, [episode_seed], on_step=watch)
-        # The first decision's plan under the whole real path.
+        (outcome,) = run_episodes(env, controller, [episode_seed], on_step=watch)
+        # The first decision's plan over the whole real path, drawn back from its end.
         info, carried = begun[0]
-        sheets.append(frame_of(trained, env, info, carried, path[:-1][::-1]))
+        whole = [*path[1:], np.asarray(outcome.quantities["position"], float)]
+        sheets.append(frame_of(trained, env, info, carried, whole[::-1]))
     pictures.write_picture(target / "trajectories.png", pictures.montage(sheets, columns=4))
     pictures.write_video(target / "plan.gif", frames)

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,7 +71,7 @@ def normalised(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     """
     booleans = {action.dest for action in parser._actions if _is_boolean(action)}
     words: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip_longest(argv, argv[1:], fillvalue=""):
         if not word.startswith("--"):
             words.append(word)
             continue
@@ -119,22 +120,23 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     return arguments, resolved
 
 
-def refuse_strangers(config: Any, source: Path, key: str = "") -> None:
-    """Refuse a configuration that would import code from outside of `forethought`.
+def refuse_strangers(config: Any, source: Path) -> None:
+    """Refuse a configuration that could import code from outside of `forethought`.
 
     Raises:
-        ValueError: a class path or a module of an environment id points elsewhere.
+        ValueError: a text is neither plain words nor a path into `forethought`.
     """
     if isinstance(config, dict):
-        for name, value in config.items():
-            refuse_strangers(value, source, str(name))
+        for value in config.values():
+            refuse_strangers(value, source)
     elif isinstance(config, list):
         for value in config:
-            refuse_strangers(value, source, key)
-    elif isinstance(config, str) and key not in {"run", "data"}:
-        dotted = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", config)
-        foreign = dotted and not config.startswith("forethought.")
-        if foreign or (key == "env" and ":" in config):
+            refuse_strangers(value, source)
+    elif isinstance(config, str):
+        # Braces, colons and quotes could hold YAML in a text, in which a class path could hide.
+        plain = re.fullmatch(r"[\w./ +-]*", config)
+        paths = re.findall(r"[^\W\d]\w*(?:\.\w+)+", config)
+        if not plain or not all(path.startswith("forethought.") for path in paths):
             raise ValueError(
                 f"{source} names {config!r}, code from outside of forethought: add --trust if you "
                 "trust whoever wrote that run"

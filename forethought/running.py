@@ -50,6 +50,7 @@ from forethought.worldmodel import (
 logger = logging.getLogger(__name__)
 
 BASELINES = {"random": envs.Random(), "greedy": envs.Greedy(), "scripted": envs.Scripted()}
+GEOMETRIES = {"forethought/TwoRooms-v0": envs.ROOMS_32, "forethought/TwoRooms65-v0": envs.ROOMS_65}
 Row = dict[str, Any]
 
 
@@ -99,12 +100,14 @@ def load(
     """
     folder = RunFolder.open(Path(run))
     config = read_yaml(folder.config)
-    if not trust:
-        refuse_strangers(config, folder.config)
-    config.pop("config", None)
-    arguments, _ = parse(parser_of(train, "train"), ["--config", yaml.safe_dump(config) + "\n"])
     meta = read_meta(folder.model)
+    if not trust:
+        _refuse_strangers_in(folder, config)
+        refuse_strangers(meta["env"], folder.model)
+    arguments, _ = parse(parser_of(train, "train"), ["--config", yaml.safe_dump(config) + "\n"])
     spec, where = EnvSpec.from_json(meta["env"]), device_of(device)
+    if arguments["env"].endswith(f":{spec.id}"):  # the module that registers it goes with the id
+        spec = replace(spec, id=arguments["env"])
     jepa = build_model(arguments["model"], spec, where, arguments["seed"])
     readouts = build_readouts(jepa, meta["readouts"], arguments["seed"])
     load_checkpoint(folder.model, {"model": jepa, "readouts": readouts})
@@ -118,9 +121,18 @@ def load(
     return Trained(folder, arguments, spec, readouts.eval().requires_grad_(False), agent)
 
 
-def defaults_from_run(run: Path) -> list[str]:
+def _refuse_strangers_in(folder: RunFolder, config: dict[str, Any]) -> None:
+    """Refuse a run's configuration that names code of strangers; its paths are no code."""
+    named = {key: value for key, value in config.items() if key not in {"run", "data"}}
+    refuse_strangers(named, folder.config)
+
+
+def defaults_from_run(run: Path, *, trust: bool = False) -> list[str]:
     """Command-line words that make the run's planner and cost the defaults of a verb."""
-    config = read_yaml(RunFolder.open(run).config)
+    folder = RunFolder.open(run)
+    config = read_yaml(folder.config)
+    if not trust:  # parsing them would import them
+        _refuse_strangers_in(folder, config)
     kept = {name: config[name] for name in ("planner", "cost") if name in config}
     return ["--config", yaml.safe_dump(kept) + "\n"]
 
@@ -349,6 +361,11 @@ def act(
         raise ValueError(f"video file {video} must end in .gif or .mp4")
     trained = load(run, planner=planner, cost=cost, device=device, trust=trust)
     env = envs.make(trained.spec.id, 1, **{**trained.spec.options, **(env_options or {})})
+    if video is not None and trained.spec.id not in GEOMETRIES and env.render_mode != "rgb_array":
+        raise ValueError(
+            f"{trained.spec.id} draws no pictures: leave --video out, or add "
+            "--env-options.render_mode=rgb_array where the environment knows it"
+        )
     controller = AgentController(trained.in_mode(mode), torch.Generator().manual_seed(seed))
     seeds, frames = held_out_seeds(episodes, seed), list[np.ndarray]()
     outcomes: list[Outcome] = []
@@ -394,8 +411,7 @@ def frame_of(
         carried: what the agent carries after it.
         path: positions so far; this one is appended.
     """
-    rooms = {"forethought/TwoRooms-v0": envs.ROOMS_32, "forethought/TwoRooms65-v0": envs.ROOMS_65}
-    geometry = rooms.get(trained.spec.id)
+    geometry = GEOMETRIES.get(trained.spec.id)
     if geometry is None:
         return np.asarray(env.render()[0])
     quantities = {name: np.asarray(value[0], float) for name, value in info["quantities"].items()}

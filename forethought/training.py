@@ -155,12 +155,14 @@ def train(
     set_threads(threads)
     where = device_of(device)
     held = Dataset.open(data) if data is not None else None
+    # Made before the folder, so that what does not fit leaves nothing behind.
+    spec = held.spec if held is not None else envs.spec_of(envs.make(env, **(env_options or {})))
+    jepa = build_model(model, spec, where, seed)
     folder = RunFolder.create(run, resolved, seed)
     if held is None:
         collect(folder.data, env=env, env_options=env_options, collection=collection, seed=seed)
         held = Dataset.open(folder.data)
     began = time.perf_counter()
-    jepa = build_model(model, held.spec, where, seed)
     generators = [torch.Generator().manual_seed(seed * 1000 + i) for i in range(4)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -28,12 +28,13 @@ def latent_std(states: Tensor) -> float:
 
 
 def effective_rank(states: Tensor) -> float:
-    """Exponential of the entropy of the normalised singular values of centred `(N, D)`.
+    """Effective rank of the covariance of `(N, D)`: exp of the entropy of its normalised spectrum.
 
-    Roy and Vetterli, "The effective rank" (2007). 1 for a line, D for a sphere.
+    Roy and Vetterli, "The effective rank" (2007), applied to the covariance, so that a dimension
+    counts by its variance. 1 for a line, D for a sphere.
     """
-    values = torch.linalg.svdvals((states - states.mean(0)).double())
-    p = values / values.sum().clamp_min(1e-300)
+    variances = torch.linalg.svdvals((states - states.mean(0)).double()).square()
+    p = variances / variances.sum().clamp_min(1e-300)
     return float(torch.exp(-(p * p.clamp_min(1e-300).log()).sum()))
 
 
