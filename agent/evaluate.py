@@ -19,10 +19,12 @@ from forethought.envs import HELD_OUT_SEED
 
 
 def held_out_seeds(episodes: int, seed: int = 0) -> list[int]:
-    """Seeds of held-out episodes; evaluations with different `seed` (0 to 999) do not overlap."""
+    """Seeds of held-out episodes; evaluations with different `seed` do not overlap."""
     if not 0 < episodes <= 10_000:
         raise ValueError(f"episodes is {episodes}: choose between 1 and 10000")
-    first = HELD_OUT_SEED + 10_000 * (seed % 1000)
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: choose 0 or more")
+    first = HELD_OUT_SEED + 10_000 * seed
     return list(range(first, first + episodes))
 
 

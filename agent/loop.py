@@ -206,6 +206,10 @@ def _run_block(
                 tuple(seconds[index]),
                 quantities,
             )
+        over = terminated | truncated
+        if over.any():
+            # Who has ended is begun again and ignored: some environments refuse to be stepped on.
+            env.reset(seed=seeds + padding, options={"reset_mask": over})  # type: ignore[arg-type]
         if ended.any():
             if on_progress is not None:
                 on_progress(int(ended.sum()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import gymnasium
@@ -110,8 +111,11 @@ def spec_of(env: VectorEnv[Any, Any, Any]) -> EnvSpec:
 
 
 def _make_foreign(id: str, num_envs: int, options: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
+    module, _, name = id.rpartition(":")
     try:
-        gym_spec = gymnasium.spec(id)
+        if module:
+            import_module(module)  # gymnasium.spec does not; an own environment is registered there
+        gym_spec = gymnasium.spec(name)
     except ImportError as error:
         raise ValueError(
             f"environment id {id!r} names a module that cannot be imported ({error}): install it"
@@ -131,7 +135,7 @@ def _make_foreign(id: str, num_envs: int, options: dict[str, Any]) -> VectorEnv[
     if not any(item.kind is item.VAR_KEYWORD for item in parameters.values()):
         _check_options(id, options, set(parameters) | {"max_episode_steps", "render_mode"})
     return gymnasium.make_vec(
-        id,
+        name,
         num_envs=num_envs,
         vectorization_mode="sync",
         vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from gymnasium.spaces import Box
@@ -115,11 +114,11 @@ def build_readouts(jepa: JEPA, sizes: Mapping[str, int], seed: int) -> Readouts:
         return Readouts(jepa.latent_dim, sizes).to(jepa.device)
 
 
-def build_policy(jepa: JEPA, seed: int, init: Mapping[str, Any] | None = None) -> Policy:
+def build_policy(jepa: JEPA, seed: int) -> Policy:
     """A policy for the states of `jepa`, initialised from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Policy(jepa.latent_dim, jepa.action_dim, **(init or {})).to(jepa.device)
+        return Policy(jepa.latent_dim, jepa.action_dim).to(jepa.device)
 
 
 def build_agent(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.resources import files
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,11 +20,77 @@ from jsonargparse import (  # type: ignore[attr-defined]
     set_parsing_settings,
 )
 
+from forethought.envs import Policy
+from forethought.planners import Planner
+from forethought.worldmodel import Perception, Predictor
+
 
 def packaged_configs() -> dict[str, Path]:
     """Experiments that ship with the package, by name."""
     folder = Path(str(files("forethought.configs")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+# Parts chosen by class, by the last word of their option.
+PARTS: dict[str, type] = {
+    "planner": Planner,
+    "policy": Policy,
+    "perception": Perception,
+    "predictor": Predictor,
+}
+
+
+def whole_choice(base: type, choice: Any) -> Any:
+    """A choice of class with every argument that has a default.
+
+    jsonargparse keeps the arguments of the class chosen before wherever the new one has an argument
+    of the same name: `--planner CEM` would plan with the iterations of `Gradient`.
+
+    Args:
+        base: class that the part must inherit.
+        choice: a class by name or import path, or a mapping with `class_path` and `init_args`.
+
+    Returns:
+        The mapping; or `choice` itself where no class is found, for the parser to complain about.
+    """
+    given = {"class_path": choice} if isinstance(choice, str) else choice
+    if not isinstance(given, dict) or not isinstance(given.get("class_path"), str):
+        return choice
+    found = _class_of(base, given["class_path"])
+    if found is None:
+        return choice
+    parameters = inspect.signature(found).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    arguments = {**defaults, **(given.get("init_args") or {})}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+    return {"class_path": f"{found.__module__}.{found.__qualname__}", "init_args": plain}
+
+
+def _class_of(base: type, name: str) -> type | None:
+    """The class called `name`: an import path, or the name of a known sub-class of `base`."""
+    module, _, last = name.rpartition(".")
+    if module:
+        try:
+            found = getattr(import_module(module), last, None)
+        except ImportError:
+            return None
+        return found if isinstance(found, type) and issubclass(found, base) else None
+    known: dict[str, type] = {}
+    queue: list[type] = [base]
+    while queue:
+        children: list[type] = queue.pop().__subclasses__()
+        known |= {child.__name__: child for child in children}
+        queue += children
+    return known.get(name)
+
+
+def whole_choices(config: Any, key: str = "") -> Any:
+    """A configuration in which every choice of class is whole."""
+    if key in PARTS:
+        return whole_choice(PARTS[key], config)
+    if isinstance(config, dict):
+        return {name: whole_choices(value, str(name)) for name, value in config.items()}
+    return config
 
 
 class ConfigFile(ActionConfigFile):
@@ -32,35 +100,31 @@ class ConfigFile(ActionConfigFile):
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
         """Apply the file."""
-        packaged = packaged_configs()
-        if "\n" not in values and not Path(values).is_file():
-            if values not in packaged:
+        if "\n" in values:
+            content = yaml.safe_load(values)
+        else:
+            packaged = packaged_configs()
+            if not Path(values).is_file() and values not in packaged:
                 raise TypeError(
                     f"no config {values!r}: give a YAML file or one of {', '.join(packaged)}"
                 )
-            values = str(packaged[values])
+            content = read_yaml(Path(values) if Path(values).is_file() else packaged[values])
+        values = yaml.safe_dump(whole_choices(content)) + "\n"
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
 class Parser(ArgumentParser):
-    """Options are written with dashes; an error is one sentence and exit code 2."""
+    """Options are written with dashes; an error is a ValueError, which the command line prints."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one line and exit with 2."""
-        fail(self.prog, message)
+        """Raise what is wrong with the words as a ValueError."""
+        raise ValueError(" ".join(message.split())) from ex
 
     def format_help(self, formatter: Any = None) -> str:
         """Help with dashes in option names."""
         return re.sub(
             r"--[\w.]+", lambda m: m.group().replace("_", "-"), super().format_help(formatter)
         )
-
-
-def fail(program: str, message: str) -> NoReturn:
-    """Say on one line of stderr what is wrong and exit with 2."""
-    sentence = " ".join(message.split())
-    sys.stderr.write(f"{program}: {sentence}\n")
-    raise SystemExit(2)
 
 
 def normalised(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
@@ -71,13 +135,19 @@ def normalised(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     """
     booleans = {action.dest for action in parser._actions if _is_boolean(action)}
     words: list[str] = []
-    for word, following in zip_longest(argv, argv[1:], fillvalue=""):
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
         if not word.startswith("--"):
             words.append(word)
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        if not equals and following not in {"true", "false"}:
+        part = PARTS.get(name.rpartition(".")[2])
+        if part is not None and (equals or rest):
+            chosen = whole_choice(part, yaml.safe_load(value if equals else rest.pop(0)))
+            equals, value = "=", chosen if isinstance(chosen, str) else json.dumps(chosen)
+        elif not equals and rest[:1] not in (["true"], ["false"]):
             if name in booleans:
                 equals, value = "=", "true"
             elif name.removeprefix("no_") in booleans:
@@ -96,7 +166,7 @@ def parser_of(verb: Callable[..., Any], name: str) -> Parser:
     The parameter `resolved` is left out: it is filled with the parsed configuration.
     """
     if "" not in sys.path:
-        sys.path.insert(0, "")  # a user's own class lies in the working directory
+        sys.path.append("")  # a user's own class lies in the working directory
     set_parsing_settings(parse_optionals_as_positionals=False, validate_defaults=False)
     summary = (verb.__doc__ or "").split("\n")[0]
     parser = Parser(prog=f"forethought {name}", description=summary)
@@ -114,10 +184,22 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[dict[str, Any], str]:
         Keyword arguments, and the resolved configuration as YAML.
     """
     namespace: Namespace = parser.parse_args(normalised(parser, argv))
-    resolved = parser.dump(namespace, skip_none=False)
+    resolved = parser.dump(namespace)
     built = parser.instantiate(namespace)
     arguments = {key: getattr(built, key) for key in vars(built) if key != "config"}
     return arguments, resolved
+
+
+def is_ours(class_path: str) -> bool:
+    """Whether a dotted path leads to a class that `forethought` itself defines."""
+    module, _, name = class_path.rpartition(".")
+    if module.split(".")[0] != "forethought":
+        return False
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and found.__module__.split(".")[0] == "forethought"
 
 
 def refuse_strangers(config: Any, source: Path) -> None:
@@ -136,7 +218,7 @@ def refuse_strangers(config: Any, source: Path) -> None:
         # Braces, colons and quotes could hold YAML in a text, in which a class path could hide.
         plain = re.fullmatch(r"[\w./ +-]*", config)
         paths = re.findall(r"[^\W\d]\w*(?:\.\w+)+", config)
-        if not plain or not all(path.startswith("forethought.") for path in paths):
+        if not plain or not all(is_ours(path) for path in paths):
             raise ValueError(
                 f"{source} names {config!r}, code from outside of forethought: add --trust if you "
                 "trust whoever wrote that run"

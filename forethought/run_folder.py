@@ -95,7 +95,10 @@ class RunFolder:
         """
         folder = RunFolder(path)
         if folder.config.exists():
-            raise ValueError(f"run folder {path} already holds a run: choose another --run")
+            raise ValueError(
+                f"run folder {path} already holds a run: choose another --run; the data of the old "
+                "one can be used with --data"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
             replace_file(folder.config, resolved.encode())

@@ -1,4 +1,8 @@
-"""The verbs on a trained run: `evaluate`, `distill`, `act`, `show`."""
+"""The verbs on a trained run: `evaluate`, `distill`, `act`, `show`.
+
+Their defaults of `planner` and `cost` are those of the run folder when they are called through the
+command line or `forethought.call`, which fills them in.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ from forethought.agent import (
     Controller,
     Cost,
     Distillation,
+    IntrinsicCost,
     Mode,
     Outcome,
     PolicyController,
@@ -105,6 +110,11 @@ def load(
         _refuse_strangers_in(folder, config)
         refuse_strangers(meta["env"], folder.model)
     arguments, _ = parse(parser_of(train, "train"), ["--config", yaml.safe_dump(config) + "\n"])
+    if meta.get("intrinsic_cost") != IntrinsicCost().fingerprint():
+        raise ValueError(
+            f"{folder.model} was trained with another intrinsic cost: use the version of "
+            "forethought that trained it"
+        )
     spec, where = EnvSpec.from_json(meta["env"]), device_of(device)
     if arguments["env"].endswith(f":{spec.id}"):  # the module that registers it goes with the id
         spec = replace(spec, id=arguments["env"])
@@ -159,7 +169,7 @@ def evaluate(
     Args:
         run: run folder.
         modes: modes of the agent; by default 2, and 1 where the run has a policy.
-        baselines: run the random, greedy and scripted policies too (Two-Rooms).
+        baselines: run the random policy too, and in Two-Rooms greedy and scripted.
         planner: Mode-2's planner; by default the run's.
         cost: what is minimised; by default the run's.
         episodes: number of held-out episodes.
@@ -180,9 +190,11 @@ def evaluate(
     options = {**trained.spec.options, **(env_options or {})}
     chosen: Sequence[Mode] = modes or ((1, 2) if trained.agent.policy is not None else (2,))
     contenders: dict[str | Mode, Controller] = {}
-    if baselines and trained.spec.id.startswith("forethought/TwoRooms"):
-        for baseline, policy in BASELINES.items():
+    if baselines:
+        known = trained.spec.id.startswith("forethought/TwoRooms")
+        for baseline in BASELINES if known else ("random",):
             rng = np.random.default_rng(seed)
+            policy = BASELINES[baseline]
             contenders[baseline] = PolicyController(policy, trained.spec.action_dim, rng)
     for mode in chosen:
         generator = torch.Generator().manual_seed(seed)
@@ -240,7 +252,7 @@ def _common_keys(trained: Trained, seed: int, options: dict[str, Any]) -> Row:
         "commit": commit(),
         "device": str(trained.agent.model.device),
         "protocol": f"held-out seeds from {held_out_seeds(1, seed)[0]}; {words or 'defaults'}; "
-        f"goal distance {setting.reduction}, horizon {setting.horizon}",
+        f"goal distance {setting.reduction}, horizon {setting.horizon}; {trained.agent.planner}",
     }
 
 

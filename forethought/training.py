@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor
 
 from forethought import envs, pictures
-from forethought.agent import Cost, violation_rate
+from forethought.agent import Cost, IntrinsicCost, violation_rate
 from forethought.build import (
     Collection,
     Model,
@@ -25,7 +25,7 @@ from forethought.build import (
     build_readouts,
     device_of,
 )
-from forethought.envs import Dataset
+from forethought.envs import HELD_OUT_SEED, Dataset
 from forethought.planners import Gradient, Planner
 from forethought.run_folder import Metrics, RunFolder
 from forethought.worldmodel import (
@@ -85,6 +85,8 @@ def collect(
     env_options: dict[str, Any] | None = None,
     collection: Collection = Collection(),  # noqa: B008 - frozen
     seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
 ) -> int:
     """Collect episodes into a data set; an existing one is appended to.
 
@@ -94,10 +96,14 @@ def collect(
         env_options: options of the environment.
         collection: how much, how wide, by which behaviour policy.
         seed: seed of the behaviour policy; episodes have the seeds that follow those stored.
+        device: as for the other verbs; behaviour policies and environments run on the CPU.
+        threads: as for the other verbs.
 
     Returns:
         Number of environment steps collected.
     """
+    set_threads(threads)
+    device_of(device)
     before = Dataset.open(data) if (data / "index.json").exists() else None
     first = int(before.arrays("seed").max()) + 1 if before is not None else 0
     vector_env = envs.make(env, collection.num_envs, **(env_options or {}))
@@ -154,7 +160,7 @@ def train(
     """
     set_threads(threads)
     where = device_of(device)
-    held = Dataset.open(data) if data is not None else None
+    held = open_data(data, env, env_options) if data is not None else None
     # Made before the folder, so that what does not fit leaves nothing behind.
     spec = held.spec if held is not None else envs.spec_of(envs.make(env, **(env_options or {})))
     jepa = build_model(model, spec, where, seed)
@@ -162,6 +168,8 @@ def train(
     if held is None:
         collect(folder.data, env=env, env_options=env_options, collection=collection, seed=seed)
         held = Dataset.open(folder.data)
+    for unroll in (stages.joint.unroll, stages.predictor.unroll):
+        held.windows(unroll)  # raises now, not after the first stage, if no episode is that long
     began = time.perf_counter()
     generators = [torch.Generator().manual_seed(seed * 1000 + i) for i in range(4)]
     with torch.random.fork_rng(devices=[]):
@@ -182,16 +190,43 @@ def train(
         if sizes:
             readouts.fit(latents.states, quantities, generators[2])
         seconds = time.perf_counter() - began
+        meta = {
+            "env": held.spec.to_json(),
+            "seed": seed,
+            "readouts": sizes,
+            "intrinsic_cost": IntrinsicCost().fingerprint(),
+        }
+        save_checkpoint(folder.model, {"model": jepa, "readouts": readouts}, meta)
+        spent = {"environment_steps": held.steps, "train_seconds": seconds}
+        folder.write_json("training.json", spent)
         horizon = min(24, int(latents.remaining.max()))
         report = diagnose(jepa, latents, readouts, quantities, horizon, generators[3])
         report |= wall_violations(jepa, readouts, held.spec.id, latents, quantities)
         metrics.log("diagnostics", joint.steps + stages.predictor.steps, report)
-    meta = {"env": held.spec.to_json(), "seed": seed, "readouts": sizes}
-    save_checkpoint(folder.model, {"model": jepa, "readouts": readouts}, meta)
     folder.write_json("diagnostics.json", report)
-    folder.write_json("training.json", {"environment_steps": held.steps, "train_seconds": seconds})
     pictures.training_curves(folder.path / "metrics.jsonl", folder.path / "training.png")
     return folder
+
+
+def open_data(data: Path, env: str, env_options: dict[str, Any] | None) -> Dataset:
+    """Open a data set to train on.
+
+    Raises:
+        ValueError: it comes from another environment, or from held-out episodes.
+    """
+    held = Dataset.open(data)
+    options = dict(env_options or {})
+    if held.spec.id != env.rpartition(":")[2] or dict(held.spec.options) != options:
+        raise ValueError(
+            f"data set {data} holds {held.spec.id} with options {dict(held.spec.options)}, but env "
+            f"is {env} with options {options}: give the data's own --env and --env-options"
+        )
+    if int(held.arrays("seed").max()) >= HELD_OUT_SEED:
+        raise ValueError(
+            f"data set {data} holds episodes with seeds of {HELD_OUT_SEED} and above, which are "
+            "held out for evaluation: collect other episodes"
+        )
+    return held
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def save_checkpoint(path: Path, modules: dict[str, nn.Module], meta: dict[str, A
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    header = json.dumps({"format_version": FORMAT_VERSION, "modules": sorted(modules), **meta})
+    header = json.dumps({**meta, "format_version": FORMAT_VERSION, "modules": sorted(modules)})
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, save(tensors, metadata={"forethought": header}))
 
@@ -49,12 +49,13 @@ def read_meta(path: Path) -> dict[str, Any]:
             (size,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(size, 10_000_000)))
         meta: dict[str, Any] = json.loads(header["__metadata__"]["forethought"])
+        version, _ = meta["format_version"], meta["modules"]
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise ValueError(damaged) from error
-    if meta.get("format_version") != FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"checkpoint {path} has format version {meta.get('format_version')}, this version of "
-            f"forethought reads {FORMAT_VERSION}: use the version that wrote it"
+            f"checkpoint {path} has format version {version}, this version of forethought reads "
+            f"{FORMAT_VERSION}: use the version that wrote it"
         )
     return meta
 
@@ -77,7 +78,10 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module]) -> dict[str, Any]
         ) from error
     for name, module in modules.items():
         if name not in meta["modules"]:
-            raise ValueError(f"checkpoint {path} holds {meta['modules']}, but no {name!r}")
+            raise ValueError(
+                f"checkpoint {path} holds {meta['modules']}, but no {name!r}: use the "
+                "configuration it was trained with"
+            )
         prefix = f"{name}."
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:

@@ -57,11 +57,12 @@ class Readouts(nn.Module):
 
         A quantity that never varies is read as its constant.
         """
+        states = states.detach()
         values = torch.cat([quantities[name] for name in self.sizes], dim=-1).to(states)
         self.mean.copy_(values.mean(0))
-        std = values.std(0)
-        self.std.copy_(torch.where(std < 1e-6, torch.zeros_like(std), std))
-        targets = (values - self.mean) / self.std.clamp_min(1e-6)
+        varies = _varies(values)
+        self.std.copy_(torch.where(varies, values.std(0), 0))
+        targets = torch.where(varies, (values - self.mean) / self.std, 0)
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             draw = torch.randint(len(states), (batch,), generator=generator).to(states.device)
@@ -71,6 +72,11 @@ class Readouts(nn.Module):
         fit(self.layers.parameters(), loss, steps=steps, learning_rate=3e-3)
 
 
+def _varies(values: Tensor) -> Tensor:
+    """Which components of values `(N, n)` vary by more than the rounding of float32, `(n,)`."""
+    return values.std(0) > 1e-6 * values.mean(0).abs().clamp_min(1)
+
+
 def r_squared(read: Tensor, true: Tensor) -> float | None:
     """Share of the variance explained, averaged over components; None if nothing varies.
 
@@ -78,8 +84,7 @@ def r_squared(read: Tensor, true: Tensor) -> float | None:
         read: `(N, n)` values read from states.
         true: `(N, n)` true values.
     """
-    var = true.var(0)
-    varies = var > 1e-9
+    var, varies = true.var(0), _varies(true)
     if not bool(varies.any()):
         return None
     error = (read - true).square().mean(0)

@@ -25,7 +25,7 @@ OnStep = Callable[[int, dict[str, float]], None]
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or not a number; the parameters are those before that step."""
+    """The loss or its gradient is not finite; the parameters are those before that step."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class JointStage:
     unroll: int = 8
     learning_rate: float = 1e-3
 
+    def __post_init__(self) -> None:
+        _check_stage("stages.joint", self, smallest_batch=2)
+
 
 @dataclass(frozen=True)
 class PredictorStage:
@@ -60,6 +63,21 @@ class PredictorStage:
     batch: int = 128
     unroll: int = 16
     learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_stage("stages.predictor", self, smallest_batch=1)
+
+
+def _check_stage(name: str, stage: JointStage | PredictorStage, smallest_batch: int) -> None:
+    for field, smallest in (("steps", 0), ("batch", smallest_batch), ("unroll", 1)):
+        if getattr(stage, field) < smallest:
+            raise ValueError(
+                f"{name}.{field} is {getattr(stage, field)}: choose {smallest} or more"
+            )
+    if not 0 < stage.learning_rate < math.inf:
+        raise ValueError(
+            f"{name}.learning_rate is {stage.learning_rate}: choose it above 0, finite"
+        )
 
 
 def fit(
@@ -78,7 +96,7 @@ def fit(
     Args:
         parameters: what is trained.
         loss: draws a batch and returns its scalar loss and named terms.
-        steps: number of updates.
+        steps: number of updates; 0 does nothing.
         learning_rate: peak learning rate.
         on_step: called every `log_every` steps and after the last one with the number of updates
             done and the named terms, `loss`, `gradient_norm`, `learning_rate` and
@@ -88,8 +106,10 @@ def fit(
         warmup: steps of linear warm-up.
 
     Raises:
-        NonFiniteLossError: the loss is not finite; nothing was updated with it.
+        NonFiniteLossError: the loss or its gradient is not finite; nothing was updated with it.
     """
+    if not steps:
+        return
     trained = [p for p in parameters if p.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=learning_rate, fused=True)
     warmup = min(warmup, max(1, steps // 10))
@@ -102,15 +122,15 @@ def fit(
     began, done = time.perf_counter(), 0
     for step in range(1, steps + 1):
         total, terms = loss()
-        if not torch.isfinite(total):
-            values = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
-            raise NonFiniteLossError(
-                f"the loss is {total.item()} at step {step} ({values}): lower the learning rate "
-                "or check the data with `forethought show`"
-            )
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         norm = torch.nn.utils.clip_grad_norm_(trained, clip)
+        if not torch.isfinite(total + norm):
+            values = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
+            raise NonFiniteLossError(
+                f"the loss is {total.item()} and its gradient's norm {norm.item()} at step {step} "
+                f"({values}): lower the learning rate, or check the data with `Dataset.verify`"
+            )
         optimiser.step()
         if on_step and (step % log_every == 0 or step == steps):
             now = time.perf_counter()

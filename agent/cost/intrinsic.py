@@ -91,5 +91,6 @@ class IntrinsicCost:
         return cost
 
     def fingerprint(self) -> str:
-        """SHA-256 over terms, their hyperparameters and bounds; kept with every checkpoint."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()
+        """SHA-256 over terms, their classes, hyperparameters and bounds; kept with a checkpoint."""
+        classes = [f"{type(w.term).__module__}.{w.term.name}" for w in self.terms]
+        return hashlib.sha256(repr((self, classes)).encode()).hexdigest()

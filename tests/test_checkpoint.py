@@ -1,0 +1,278 @@
+"""Checkpoints: what is saved comes back bit by bit, damage is named, nothing is half written."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_perception import image_spec, vector_spec
+from torch import nn
+
+from forethought.envs import shard
+from forethought.worldmodel import (
+    JEPA,
+    GRUPredictor,
+    ImagePerception,
+    Losses,
+    Objective,
+    Readouts,
+    ResidualMLP,
+    Standardise,
+    VectorPerception,
+    load_checkpoint,
+    mlp,
+    read_meta,
+    save_checkpoint,
+)
+
+D, A = 4, 2
+
+
+def standardise() -> Standardise:
+    module = Standardise(3, 0)
+    module.fit(torch.randn(3), torch.rand(3) + 0.5)
+    return module
+
+
+def image_encoder() -> ImagePerception:
+    model = ImagePerception(image_spec(2, 8, 8), latent_dim=D, channels=(2, 3), patches=(2, 2))
+    model.standardise.fit(torch.randn(2), torch.rand(2) + 0.5)
+    return model
+
+
+def vector_encoder() -> VectorPerception:
+    return VectorPerception(vector_spec(5), latent_dim=D, hidden=8)
+
+
+def readouts() -> Readouts:
+    model = Readouts(D, {"position": 2, "speed": 1}, hidden=8)
+    model.mean.normal_()
+    model.std.uniform_(1, 2)
+    return model
+
+
+def objective() -> Objective:
+    return Objective(Losses(expander=6), D, A, torch.Generator())
+
+
+MAKERS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
+    "Standardise": (standardise, [(3, 3)]),
+    "ImagePerception": (image_encoder, [(3, 2, 8, 8)]),
+    "VectorPerception": (vector_encoder, [(3, 5)]),
+    "ResidualMLP": (lambda: ResidualMLP(D, A, hidden=8), [(3, D), (3, A)]),
+    "GRUPredictor": (lambda: GRUPredictor(D, A, hidden=8, normalise=True), [(3, D), (3, A)]),
+    "Readouts": (readouts, [(3, D)]),
+    "Objective": (objective, [(3, 5, D), (3, 4, D), (3, 4, A)]),
+    "mlp": (lambda: mlp(D, [5], 2), [(3, D)]),
+}
+
+
+def seeded_module(name: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return MAKERS[name][0]()
+
+
+def flat(output: object) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output
+    return [tensor for value in values for tensor in flat(value)]  # type: ignore[attr-defined]
+
+
+def test_every_public_module_is_in_the_table() -> None:
+    from forethought import worldmodel
+
+    public = {
+        name
+        for name in worldmodel.__all__
+        if isinstance(value := getattr(worldmodel, name), type)
+        and issubclass(value, nn.Module)
+        and not getattr(value, "__abstractmethods__", None)
+    }
+    assert public == set(MAKERS) - {"mlp"} | {"JEPA"}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    inputs = [torch.randn(shape) for shape in MAKERS[name][1]]
+    one, other = seeded_module(name, 0), seeded_module(name, 1)
+    expected = flat(one(*inputs))
+    assert not all(map(torch.equal, flat(other(*inputs)), expected))
+    path = tmp_path / "new" / "folder" / "model.safetensors"
+    save_checkpoint(path, {"it": one}, {"step": 3})
+    meta = load_checkpoint(path, {"it": other})
+    assert meta == {"step": 3, "format_version": 1, "modules": ["it"]}
+    assert all(map(torch.equal, flat(other(*inputs)), expected))
+    weights = one.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in other.state_dict().items())
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+@pytest.fixture
+def modules() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {"jepa": JEPA(vector_encoder(), ResidualMLP(D, A, hidden=8)), "readouts": readouts()}
+
+
+@pytest.fixture
+def path(tmp_path: Path, modules: dict[str, nn.Module]) -> Path:
+    save_checkpoint(tmp_path / "model.safetensors", modules, {"step": 7, "note": {"a": [1, None]}})
+    return tmp_path / "model.safetensors"
+
+
+def twin() -> dict[str, nn.Module]:
+    torch.manual_seed(5)
+    return {"jepa": JEPA(vector_encoder(), ResidualMLP(D, A, hidden=8)), "readouts": readouts()}
+
+
+def test_several_modules_and_a_part_of_them(path: Path, modules: dict[str, nn.Module]) -> None:
+    other, before = twin(), twin()
+    load_checkpoint(path, {"jepa": other["jepa"]})
+    x, actions = torch.randn(3, 5), torch.randn(3, 6, A)
+    one, two = modules["jepa"], other["jepa"]
+    assert isinstance(one, JEPA)
+    assert isinstance(two, JEPA)
+    assert torch.equal(one.rollout(one.encode(x), actions), two.rollout(two.encode(x), actions))
+    for key, value in other["readouts"].state_dict().items():  # not asked for
+        assert torch.equal(value, before["readouts"].state_dict()[key])
+    assert read_meta(path) == {
+        "step": 7,
+        "note": {"a": [1, None]},
+        "format_version": 1,
+        "modules": ["jepa", "readouts"],
+    }
+
+
+def test_the_description_cannot_overwrite_what_the_format_needs(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, {"it": nn.Linear(2, 2)}, {"modules": [], "format_version": 99})
+    load_checkpoint(path, {"it": nn.Linear(2, 2)})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for read in (read_meta, lambda path: load_checkpoint(path, {})):
+        with pytest.raises(FileNotFoundError, match=r"no\.safetensors: train a model first"):
+            read(tmp_path / "no.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 100, -2000, -1])
+def test_a_cut_file_is_refused(path: Path, kept: int) -> None:
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut: restore it"):
+        load_checkpoint(path, twin())
+
+
+def test_a_flipped_byte_of_the_header_is_refused_or_harmless(tmp_path: Path) -> None:
+    path, module = tmp_path / "model.safetensors", nn.Linear(2, 1)
+    save_checkpoint(path, {"it": module}, {})
+    whole = path.read_bytes()
+    (size,) = struct.unpack("<Q", whole[:8])
+    refused = 0
+    for position in range(8 + size):
+        for flip in (0x01, 0x20, 0x80):
+            damaged = bytearray(whole)
+            damaged[position] ^= flip
+            path.write_bytes(damaged)
+            try:
+                meta = load_checkpoint(path, {"it": module})
+            except ValueError as error:
+                assert str(path) in str(error)  # noqa: PT017 - either outcome is right
+                refused += 1
+            else:
+                assert "it" in meta["modules"]
+    assert refused > size
+
+
+def rewrite_header(path: Path, metadata: dict[str, str] | None) -> None:
+    save_file(load_file(path), path, metadata)
+
+
+def test_another_version_is_refused(path: Path) -> None:
+    header = {**read_meta(path), "format_version": 2}
+    rewrite_header(path, {"forethought": json.dumps(header)})
+    for read in (read_meta, lambda path: load_checkpoint(path, twin())):
+        with pytest.raises(ValueError, match=r"version 2, .* reads 1: use the version") as e:
+            read(path)
+        assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {"other": "{}"}, {"forethought": "{}"}, {"forethought": "[1]"}, {"forethought": "x"}],
+)
+def test_a_foreign_file_is_refused(path: Path, metadata: dict[str, str] | None) -> None:
+    rewrite_header(path, metadata)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut"):
+        load_checkpoint(path, twin())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Readouts(D, {"position": 2, "speed": 1}, hidden=9),
+        Readouts(D, {"position": 3}, hidden=8).layers,
+        nn.Sequential(),
+    ],
+    ids=["shapes", "names", "empty"],
+)
+def test_modules_that_do_not_fit_are_refused(path: Path, other: nn.Module) -> None:
+    with pytest.raises(ValueError, match="use the configuration it was trained with") as caught:
+        load_checkpoint(path, {"readouts": other})
+    assert str(path) in str(caught.value)
+    assert "'readouts'" in str(caught.value)
+
+
+def test_a_module_that_is_not_there_is_named(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\['jepa', 'readouts'\], but no 'critic': use") as caught:
+        load_checkpoint(path, {"critic": nn.Linear(1, 1)})
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_an_interrupted_write_leaves_the_old_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(shard.os, broken, fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_checkpoint(path, twin(), {"step": 8})
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    save_checkpoint(path, twin(), {"step": 8})
+    assert read_meta(path)["step"] == 8
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+def test_no_pickle(path: Path) -> None:
+    with safe_open(path, "pt") as file:  # readable without us
+        assert "jepa.perception.standardise.mean" in file.keys()  # noqa: SIM118 - not a dict
+    trap = path.with_name("trap")
+    pickle.loads(pickle.dumps(Bomb(trap)))  # noqa: S301 - the trap works
+    trap.unlink()
+    for write in (lambda bomb: path.write_bytes(pickle.dumps(bomb)), lambda b: torch.save(b, path)):
+        write(Bomb(trap))
+        with pytest.raises(ValueError, match="damaged"):
+            load_checkpoint(path, twin())
+        assert not trap.exists()

@@ -1,0 +1,390 @@
+"""The command line: what it accepts, what it refuses in one line, and what it leaves unloaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_run_folder import TINY, refusal, train
+
+import forethought
+from forethought.agent import Cost, Distillation
+from forethought.build import Collection, Model, Stages
+from forethought.cli import VERBS, main
+from forethought.demo import demo
+from forethought.parser import normalised, packaged_configs, parse, parser_of, refuse_strangers
+from forethought.planners import CEM, MPPI, Gradient
+from forethought.running import act, distill, evaluate, show
+from forethought.training import collect
+from forethought.training import train as train_verb
+from forethought.worldmodel import Losses
+
+FUNCTIONS = {
+    "demo": demo,
+    "collect": collect,
+    "train": train_verb,
+    "evaluate": evaluate,
+    "distill": distill,
+    "act": act,
+    "show": show,
+}
+
+
+def parsed(verb: str, *words: str) -> dict[str, Any]:
+    return parse(parser_of(FUNCTIONS[verb], verb), words)[0]
+
+
+def loaded_after(code: str, *names: str) -> list[bool]:
+    """Which modules a new process has loaded after `code`."""
+    code += f"; import sys; print([name in sys.modules for name in {names}])"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return [word == "True" for word in told.stdout.strip().splitlines()[-1][1:-1].split(", ")]
+
+
+# --- help, and what it costs
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["nonsense"]])
+def test_help_does_not_load_torch(argv: list[str]) -> None:
+    code = f"from forethought.cli import main; main({argv})"
+    assert loaded_after(code, "torch", "jsonargparse", "forethought.cli") == [False, False, True]
+
+
+def test_the_package_itself_is_light() -> None:
+    assert loaded_after("import forethought", "torch", "numpy") == [False, False]
+
+
+def test_only_the_modules_of_the_verb_are_loaded() -> None:
+    code = (
+        "from forethought.cli import main\n"
+        "try: main(['collect', '--help'])\n"
+        "except SystemExit: pass\n"
+        "1"
+    )
+    names = ("forethought.training", "forethought.running", "forethought.demo", "matplotlib")
+    assert loaded_after(code, *names) == [True, False, False, False]
+
+
+def test_the_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    assert all(f"\n  {verb} " in told for verb in VERBS)
+    assert set(FUNCTIONS) == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: forethought {verb}")
+    options = [word for word in told.split() if word.startswith("--")]
+    assert not any("_" in option.split("=")[0] for option in options)
+    assert "resolved" not in told
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("forethought 0.")
+
+
+# --- refusals: one line, exit code 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("train --bogus 1", "--bogus"),
+        ("train --seed x", "seed"),
+        ("train --stages.joint.steps many", "steps"),
+        ("train --cost.reduction max", "reduction"),
+        ("train --cost.horizon 0", "cost.horizon is 0"),
+        ("train --collection.episodes 0", "collection.episodes is 0"),
+        ("train --collection.num-envs 0", "collection.num_envs is 0"),
+        ("train --losses.variance -1", "losses.variance is -1"),
+        ("train --config nowhere", "no config 'nowhere': give a YAML file or one of two-rooms"),
+        ("train --planner Nope", "Nope"),
+        ("train --planner.starts 0", "starts = 0"),
+        ("train --env Foo-v0", "'Foo-v0' is unknown"),
+        ("train --env-options.foo 1", "unknown options foo"),
+        ("train --env-options.layout round", "layout"),
+        ("train --env Pendulum-v1", "Box in [-1, 1]"),
+        ("train --model.perception VectorPerception", "choose another model.perception"),
+        ("train --device tpu", "'tpu' is not available"),
+        ("train --threads 0", "threads is 0"),
+        ("train --data nodata", "nodata"),
+        ("evaluate", "run"),
+        ("evaluate nowhere", "nowhere is no run folder"),
+        ("act nowhere", "nowhere is no run folder"),
+        ("distill nowhere", "nowhere is no run folder"),
+        ("show nowhere", "nowhere is no run folder"),
+        ("show", "run"),
+        ("collect", "data"),
+        ("collect here --collection.episodes 0", "collection.episodes is 0"),
+        ("collect here --collection.policy Nope", "Nope"),
+        ("collect here --env Foo-v0", "'Foo-v0' is unknown"),
+        ("demo --short maybe", "maybe"),
+    ],
+)
+def test_refusals(
+    words: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal(capsys, *words.split())
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("evaluate RUN --episodes 0", "episodes is 0"),
+        ("evaluate RUN --num-envs 0", "num_envs is 0"),
+        ("evaluate RUN --modes [3]", "modes"),
+        ("evaluate RUN --cost.effort 11", "'effort' is 11.0: choose it in [0.0, 10.0]"),
+        ("act RUN --mode 3", "mode"),
+        ("act RUN --video film.txt", "must end in .gif or .mp4"),
+        ("distill RUN --distillation.rounds 0", "distillation.rounds is 0"),
+        ("train --run RUN", "already holds a run"),
+    ],
+)
+def test_refusals_with_a_run(
+    words: str, says: str, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refusal(capsys, *words.replace("RUN", str(small)).split())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = ["--collection.episodes=2", "--stages.joint.steps=1", "--stages.predictor.steps=1"]
+    return train(tmp_path_factory.mktemp("cli") / "small", *words)
+
+
+def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "'trian'" in said
+    assert "train" in said
+
+
+def test_a_wrong_environment_does_not_block_the_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    refusal(capsys, "train", f"--run={folder}", "--env=forethought/TwoRoom-v0")
+    words = ["--collection.episodes=2", "--stages.joint.steps=1", "--stages.predictor.steps=1"]
+    assert (train(folder, *words) / "model.safetensors").is_file()
+
+
+def test_the_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORETHOUGHT_DEBUG", "1")
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        main(["show", "nowhere"])
+
+
+# --- words
+
+
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate"])
+def test_a_verb_without_words_is_parsed(verb: str) -> None:
+    assert normalised(parser_of(FUNCTIONS[verb], verb), []) == []
+
+
+def test_demo_needs_no_options() -> None:
+    assert parsed("demo") == {
+        "run": Path("runs/demo"),
+        "short": False,
+        "seed": 0,
+        "device": "auto",
+        "threads": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "short"),
+    [
+        (["--short"], True),
+        (["--no-short"], False),
+        (["--short=true"], True),
+        (["--short", "false"], False),
+        (["--short", "--seed", "1"], True),
+        (["--seed=1"], False),
+    ],
+)
+def test_flags(words: list[str], short: bool) -> None:
+    assert parsed("demo", *words)["short"] is short
+
+
+def test_flags_with_dashes_and_values_that_keep_theirs() -> None:
+    held = parsed("evaluate", "some-run", "--no-baselines", "--num-envs=4", "--json", "a-b.json")
+    assert (held["run"], held["json"]) == (Path("some-run"), Path("a-b.json"))
+    assert held["baselines"] is False
+    assert held["num_envs"] == 4
+    assert parsed("evaluate", "some-run", "--num_envs=4")["baselines"] is True
+    held = parsed("train", "--losses.flatten", "--losses.sigreg-directions=7")
+    assert held["losses"] == Losses(flatten=True, sigreg_directions=7)
+    assert parsed("train", "--config=two-rooms", "--no-losses.flatten")["losses"].flatten is False
+
+
+# --- configurations
+
+
+def test_a_packaged_configuration_by_name_and_by_path(tmp_path: Path) -> None:
+    assert "two-rooms" in packaged_configs()
+    own = tmp_path / "mine.yaml"
+    own.write_bytes(packaged_configs()["two-rooms"].read_bytes())
+    held = parsed("train", "--config=two-rooms")
+    again = parsed("train", "--config", str(own))
+    model: Model = again.pop("model")
+    assert {key: value for key, value in held.items() if key != "model"} == again
+    assert callable(model.perception)
+    content = yaml.safe_load(own.read_text())
+    assert held["env_options"] == content["env_options"]
+    assert held["cost"] == Cost(**content["cost"])
+    assert held["losses"] == Losses(**content["losses"])
+
+
+def test_words_beat_the_configuration_and_leave_the_rest() -> None:
+    packaged = parsed("train", "--config=two-rooms")
+    held = parsed("train", "--config=two-rooms", "--cost.effort=7", "--env-options.contact=stop")
+    assert held["cost"] == dataclasses.replace(packaged["cost"], effort=7.0)
+    assert held["env_options"] == packaged["env_options"] | {"contact": "stop"}
+    assert packaged["env_options"]["contact"] == "slide"
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_the_resolved_configuration_resolves_to_itself(name: str, tmp_path: Path) -> None:
+    words = ["--config", name, "--planner=CEM", "--planner.candidates=9", "--seed=5"]
+    words += ["--planner.iterations=3"]
+    words += ["--model.perception.latent-dim=6", "--model.perception.channels=[4]"]
+    words += ["--model.perception.patches=[8]"]
+    first = parse(parser_of(train_verb, "train"), words)
+    path = tmp_path / "config.yaml"
+    path.write_text(first[1])
+    second = parse(parser_of(train_verb, "train"), ["--config", str(path)])
+    assert second[1] == first[1]
+    for key in ("planner", "cost", "losses", "stages", "collection", "env_options", "seed"):
+        assert second[0][key] == first[0][key], key
+    assert second[0]["planner"] == CEM(candidates=9, iterations=3)
+
+
+def scalars(record: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted option, its value and its type, for every field outside of collections."""
+    hints = typing.get_type_hints(type(record))
+    for field in dataclasses.fields(record):
+        value, hint = getattr(record, field.name), hints[field.name]
+        option = f"{path}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from scalars(value, option)
+        elif isinstance(value, int | float | str):
+            yield option, value, hint
+
+
+def other(value: Any, hint: Any) -> Any:
+    """Another value of the same type."""
+    if typing.get_origin(hint) is typing.Literal:
+        return next(choice for choice in typing.get_args(hint) if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 2
+    return value * 0.5 + 0.125
+
+
+RECORDS = {
+    "train": {
+        "collection": Collection(),
+        "losses": Losses(),
+        "stages": Stages(),
+        "cost": Cost(),
+        "planner": Gradient(),
+    },
+    "distill": {"distillation": Distillation(), "planner": Gradient(), "cost": Cost()},
+}
+
+
+@pytest.mark.parametrize("verb", RECORDS)
+def test_every_field_is_reached_by_a_dotted_option(verb: str) -> None:
+    found = [item for path, record in RECORDS[verb].items() for item in scalars(record, path)]
+    assert len(found) > 12
+    words = [] if verb == "train" else ["run"]
+    held = parsed(
+        verb,
+        *words,
+        *(f"--{option.replace('_', '-')}={str(other(v, h)).lower()}" for option, v, h in found),
+    )
+    for option, value, hint in found:
+        reached: Any = held[option.split(".")[0]]
+        for name in option.split(".")[1:]:
+            reached = getattr(reached, name)
+        assert reached == other(value, hint) != value, option
+
+
+PLANNERS = pytest.mark.parametrize("planner", [CEM(), MPPI()], ids=["CEM", "MPPI"])
+
+
+@PLANNERS
+def test_every_field_of_other_planners(planner: Any) -> None:
+    for option, value, hint in scalars(planner, "--planner"):
+        changed = other(value, hint)
+        words = [
+            f"--planner={type(planner).__name__}",
+            f"--planner.iterations={planner.iterations}",
+        ]
+        held = parsed("train", *words, f"{option}={changed}")
+        name = option.split(".")[-1]
+        assert held["planner"] == dataclasses.replace(planner, **{name: changed})
+
+
+@PLANNERS
+def test_another_planner_has_its_own_defaults(planner: Any) -> None:
+    assert parsed("train", f"--planner={type(planner).__name__}")["planner"] == planner
+
+
+def test_every_argument_of_the_model() -> None:
+    words = ["--model.perception.latent-dim=5", "--model.perception.normalise=true"]
+    words += ["--model.perception.channels=[3]", "--model.perception.patches=[4]"]
+    words += ["--model.predictor=GRUPredictor", "--model.predictor.hidden=11"]
+    model: Model = parsed("train", *words)["model"]
+    predictor: Any = model.predictor(5, 2)
+    assert predictor.cell.hidden_size == 11
+    assert predictor.action_dim == 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"planner": {"class_path": "forethought.planners.CEM", "init_args": {"elites": 3}}},
+        {"env": "forethought/TwoRooms-v0", "env_options": {"layout": "fixed", "limit": 1.5}},
+        {"env": "ALE/Breakout-v5", "device": "auto", "threads": None, "betas": [0.9, 0.999]},
+    ],
+)
+def test_our_own_configurations_are_no_strangers(config: Any) -> None:
+    refuse_strangers(config, Path("config.yaml"))
+
+
+@pytest.mark.parametrize("value", ["os.system", "a:B-v0", "évil.Thing", "forethoughts.x", "x\ny"])
+@pytest.mark.parametrize("place", [lambda v: {"a": {"b": v}}, lambda v: {"a": [{"b": [v]}]}])
+def test_strangers_are_found_wherever_they_hide(value: str, place: Any) -> None:
+    with pytest.raises(ValueError, match="--trust"):
+        refuse_strangers(place(value), Path("config.yaml"))
+
+
+def test_python_calls_a_verb_like_the_shell(tmp_path: Path) -> None:
+    words = ["--collection.episodes=2", "--env-options.episode-limit=3"]
+    assert forethought.call("collect", [str(tmp_path / "data"), *words]) == 6
+    with pytest.raises(AttributeError, match="nothing"):
+        forethought.nothing  # noqa: B018
+    assert all(word.startswith("--") for word in TINY)
