@@ -265,18 +265,20 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 def table_of(rows: list[Row], title: str) -> Table:
     """The rows as a table for the terminal."""
     table = Table(title=title)
-    for column in ("mode", "planner", "episodes", "success / return", "95 %", "ms", "95th ms"):
-        table.add_column(column, justify="left" if column in {"mode", "planner"} else "right")
+    for column in ("mode", "where", "planner"):
+        table.add_column(column)
+    for column in ("episodes", "result", "95 %", "ms", "95th ms"):
+        table.add_column(column, justify="right")
     for row in rows:
         succeeds = "success_rate" in row
         scale = 100 if succeeds else 1
         value = row["success_rate"] if succeeds else row["return_mean"]
         name = f"Mode-{row['mode']}" if isinstance(row["mode"], int) else row["mode"]
-        for key in ("only where greedy fails", "contact=stop"):
-            if key in row["protocol"]:
-                name += f", {key}"
+        notable = {"contact=stop": "contact stop", "only where greedy fails": "greedy fails"}
+        where = ", ".join(words for key, words in notable.items() if key in row["protocol"])
         table.add_row(
             name,
+            where,
             row["planner"] or "",
             str(row["episodes"]),
             f"{scale * value:.0f}" + (" %" if succeeds else ""),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_perception import vector_spec
 from torch import Tensor, nn
 
 from forethought.envs import Dataset, Smooth, collect_to, make
@@ -28,8 +29,10 @@ from forethought.worldmodel import (
     Losses,
     NonFiniteLossError,
     Objective,
+    Predictor,
     PredictorStage,
     ResidualMLP,
+    VectorPerception,
     effective_rank,
     encode_dataset,
     fit,
@@ -39,6 +42,7 @@ from forethought.worldmodel import (
     train_predictor,
 )
 from forethought.worldmodel.diagnostics import open_loop, warnings
+from forethought.worldmodel.predictors import Context
 
 CURVE = Path(__file__).parent / "curves" / "joint_two_rooms.json"
 D = 16
@@ -172,7 +176,7 @@ def test_fit_of_no_steps_does_nothing_and_leaves_frozen_parameters() -> None:
     assert not torch.equal(x, torch.zeros(2))
 
 
-@pytest.mark.parametrize("bad", ["nan", "inf", "gradient"])
+@pytest.mark.parametrize("bad", ["nan", "inf", "constant", "gradient"])
 def test_a_loss_that_is_not_finite_leaves_the_parameters(bad: str) -> None:
     x, bowl = quadratic(torch.zeros(2))
     seen: list[Tensor] = []
@@ -184,6 +188,8 @@ def test_a_loss_that_is_not_finite_leaves_the_parameters(bad: str) -> None:
             return value, terms
         if bad == "gradient":  # the loss is finite, its derivative at zero is not
             return value + (x - x.detach()).abs().sqrt().sum(), terms
+        if bad == "constant":  # the loss is not finite, its derivative is
+            return value + float("inf"), terms
         return value * float(bad), terms
 
     with pytest.raises(NonFiniteLossError, match=r"at step 4 \(bowl .*lower the learning rate"):
@@ -353,6 +359,37 @@ def test_windows_never_cross_an_episode(length: int) -> None:
     assert (states[..., 0] == states[:, :1, 0]).all()  # one episode
     assert (states[:, 1:, 1] - states[:, :-1, 1] == 1).all()  # one step after another
     assert torch.equal(actions[..., 0], 10 * states[:, :-1, 0] + states[:, :-1, 1])
+
+
+class Clock(Predictor):
+    """s' = s + change; a change of [0, 1] is the truth of `ragged`."""
+
+    def __init__(self, change: list[float]) -> None:
+        super().__init__()
+        self.action_dim = 1
+        self.change = nn.Parameter(torch.tensor(change))
+
+    def forward(
+        self,
+        state: Tensor,
+        action: Tensor,
+        latent: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
+        return state + self.change
+
+
+@pytest.mark.parametrize("unroll", [1, 2, 4])
+def test_each_prediction_is_compared_with_the_state_it_is_of(unroll: int) -> None:
+    perception = VectorPerception(vector_spec(3), latent_dim=2, hidden=4)
+    stage = PredictorStage(steps=1, batch=8, unroll=unroll)
+    for change, late in (([0.0, 1.0], 0.0), ([0.0, 0.0], 1.0)):
+        log: Log = []
+        model = JEPA(perception, Clock(change))
+        train_predictor(model, ragged(), stage, seeded(), lambda *e, to=log: to.append(e))
+        # The clock that stands still is late by k after k steps, in one of two dimensions.
+        expected = late * sum(k * k for k in range(1, unroll + 1)) / unroll / 2
+        assert log[0][1]["prediction"] == pytest.approx(expected)
 
 
 def test_a_window_longer_than_every_episode_is_refused() -> None:
