@@ -28,8 +28,9 @@ class Distillation:
         rounds: rounds of labelling and fitting; the first starts from encoded states of the data
             set, the others mostly from states that the policy visits in imagination.
         keep: rounds whose labels are fitted, the latest ones. Labels of the first round, planned
-            without the policy's roll-out, mix basins and serve the first fit alone: with them the
-            policy reached 87 % of held-out goals, without them 97 %, with `keep` 2 then 99 %.
+            without the policy's roll-out, serve the first fit alone; they are suspected to mix
+            basins. With them the policy of one seed reached 87 % of held-out goals, without them
+            97 %, with `keep` 2 and more rounds 99 % (LOG.md).
         problems: planning problems labelled per round.
         batch: problems planned side by side.
         steps: updates of the policy per round.
@@ -76,7 +77,7 @@ def label(
     states: Tensor,
     goals: Tensor,
     generator: torch.Generator,
-) -> tuple[Labels, float]:
+) -> Labels:
     """Plan from `states` to `goals`, both `(B, D)`, and label every imagined state.
 
     Args:
@@ -87,7 +88,7 @@ def label(
         generator: source of the planner's randomness.
 
     Returns:
-        B*H labels, and the mean energy of the plans. Weights average 1 where any plan counts.
+        B*H labels. Weights average 1 where any plan counts.
     """
     setting = agent.configurator.configure(goals)
     problem = problem_of(agent.model, agent.bank, setting, states)
@@ -109,13 +110,12 @@ def label(
     visited = torch.cat((states[:, None], plan.states[:, :-1]), dim=1)  # (B, H, D)
     horizon = visited.shape[1]
     keep = finite.repeat_interleave(horizon)
-    labels = Labels(
+    return Labels(
         visited.flatten(0, 1)[keep],
         goals.repeat_interleave(horizon, 0)[keep],
         plan.actions.flatten(0, 1)[keep],
         weight.repeat_interleave(horizon)[keep],
     )
-    return labels, float(plan.energy[finite].mean())
 
 
 @torch.no_grad()
@@ -164,8 +164,7 @@ def distill(
                 moved = _visited(agent, policy, start, goal, generator)
                 fresh = torch.rand(count, generator=generator).to(states.device) < how.fresh
                 start = torch.where(fresh[:, None], start, moved)
-            labels, _ = label(agent, policy if round_ else None, start, goal, generator)
-            collected.append(labels)
+            collected.append(label(agent, policy if round_ else None, start, goal, generator))
             if on_progress is not None:
                 on_progress(count)
         kept = [*(kept if round_ > 1 else []), collected][-how.keep :]

@@ -21,6 +21,7 @@ from forethought.envs.make import make, register, spec_of
 from forethought.envs.policies import Greedy, Policy, Random, Scripted, Smooth
 from forethought.envs.spec import EnvSpec
 from forethought.envs.two_rooms import (
+    GEOMETRIES,
     ROOMS_32,
     ROOMS_65,
     Geometry,
@@ -39,6 +40,7 @@ from forethought.envs.windows import WindowSampler
 register()
 
 __all__ = [
+    "GEOMETRIES",
     "HELD_OUT_SEED",
     "ROOMS_32",
     "ROOMS_65",

@@ -1,16 +1,18 @@
 """Run folders: everything about one run, in one place that can be copied and still be read.
 
-RUN/
-config.yaml          resolved configuration of `train`
-environment.json     versions, commit, machine, seed, time
-metrics.jsonl        one JSON object per logged step; also in tensorboard/
-tensorboard/
-data/                shards, where `train` collected them
-model.safetensors    perception, predictor, readouts
-policy.safetensors   Mode-1's policy, after `distill`
-diagnostics.json     what the latent state is worth
-results.json         rows of the last evaluation
-*.png, *.gif         plots and videos
+The files of a run:
+
+    RUN/
+        config.yaml          resolved configuration of `train`
+        environment.json     versions, commit, machine, seed, time
+        metrics.jsonl        one JSON object per logged step; also in tensorboard/
+        tensorboard/
+        data/                shards, where `train` collected them
+        model.safetensors    perception, predictor, readouts
+        policy.safetensors   Mode-1's policy, after `distill`
+        diagnostics.json     what the latent state is worth
+        results.json         rows of the last evaluation
+        *.png, *.gif         plots and videos
 """
 
 from __future__ import annotations

@@ -55,7 +55,6 @@ from forethought.worldmodel import (
 logger = logging.getLogger(__name__)
 
 BASELINES = {"random": envs.Random(), "greedy": envs.Greedy(), "scripted": envs.Scripted()}
-GEOMETRIES = {"forethought/TwoRooms-v0": envs.ROOMS_32, "forethought/TwoRooms65-v0": envs.ROOMS_65}
 Row = dict[str, Any]
 
 
@@ -375,7 +374,8 @@ def act(
         raise ValueError(f"video file {video} must end in .gif or .mp4")
     trained = load(run, planner=planner, cost=cost, device=device, trust=trust)
     env = envs.make(trained.spec.id, 1, **{**trained.spec.options, **(env_options or {})})
-    if video is not None and trained.spec.id not in GEOMETRIES and env.render_mode != "rgb_array":
+    drawn_here = trained.spec.id in envs.GEOMETRIES
+    if video is not None and not drawn_here and env.render_mode != "rgb_array":
         raise ValueError(
             f"{trained.spec.id} draws no pictures: leave --video out, or add "
             "--env-options.render_mode=rgb_array where the environment knows it"
@@ -425,7 +425,7 @@ def frame_of(
         carried: what the agent carries after it.
         path: positions so far; this one is appended.
     """
-    geometry = GEOMETRIES.get(trained.spec.id)
+    geometry = envs.GEOMETRIES.get(trained.spec.id)
     if geometry is None:
         return np.asarray(env.render()[0])
     quantities = {name: np.asarray(value[0], float) for name, value in info["quantities"].items()}

@@ -266,11 +266,7 @@ def wall_violations(
     From states beside the wall and away from the door, the action that drives straight into it is
     repeated; losses and probes do not show whether the wall holds. Empty for other environments.
     """
-    geometry = {
-        "forethought/TwoRooms-v0": envs.ROOMS_32,
-        "forethought/TwoRooms65-v0": envs.ROOMS_65,
-    }
-    rooms = geometry.get(env_id)
+    rooms = envs.GEOMETRIES.get(env_id)
     if rooms is None:
         return {}
     position, wall, door = (quantities[name] for name in ("position", "wall", "door"))

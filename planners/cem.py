@@ -31,7 +31,7 @@ class CEM(Planner):
         minimum_std: Standard deviation below which it never falls, in the same unit.
         momentum: Share of the previous mean and standard deviation that is kept, in [0, 1).
         correlation: Of the noise of consecutive steps, in [0, 1). White noise cancels itself over
-            a plan and hardly leaves the start (measured in `benchmarks/two_rooms.py`).
+            a plan and hardly leaves the start (LOG.md has its success on Two-Rooms).
     """
 
     candidates: int = 64

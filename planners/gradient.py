@@ -1,9 +1,9 @@
 """Planning by gradient descent through the world model, from many starts at once.
 
 The paper's action optimisation (LeCun 2022, figure 4): the energy's gradient flows back through the
-unrolled model into the actions. Measured on two rooms, it needs many starts (1 / 8 / 16 starts
-reached the goal in 44 / 90 / 98 % of episodes), smooth ones, projection onto the bounds after each
-step and the best plan kept; noise and the learning rate (0.03 to 0.3) hardly mattered.
+unrolled model into the actions. It needs many starts: 1, 8 and 16 reach 31, 99 and 99.7 % on
+Two-Rooms (LOG.md). Random starts are smooth, actions are projected onto the bounds after each step,
+and the best plan is kept.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Where a search begins: smooth random sequences, the safe action, and last time's plan, shifted.
 
-Smooth starts are a measured choice: on a fixed two-rooms wall, 16 starts by Adam reached the goal
-in 98 % of episodes from interpolated knots and in 89 % from white noise.
+Random starts are interpolated between a few knots: independent steps would largely cancel.
 """
 
 import torch

@@ -1,7 +1,6 @@
 """Perception: s = Enc(x), from raw observations to latent states.
 
-The encoders here are small and shallow on purpose. A patch convolution followed by ReLU costs a
-third of a GroupNorm + SiLU stem on a CPU and encodes a point agent as well (see LOG.md).
+The encoders here are small and shallow on purpose, so that they are cheap on a CPU.
 Standardisation is part of the module, so a checkpoint carries the statistics it was trained with.
 """
 

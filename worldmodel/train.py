@@ -2,8 +2,7 @@
 
 The joint stage learns perception and predictor together from raw windows. The predictor stage
 freezes perception, encodes every observation once, and trains the predictor alone on longer
-unrolls of cached latents: minutes of accuracy for seconds of time, and the step that decided
-whether plans work (LOG.md).
+unrolls of cached latents.
 """
 
 from __future__ import annotations

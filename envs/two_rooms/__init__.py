@@ -8,9 +8,16 @@ from forethought.envs.two_rooms.env import (
     two_rooms_65,
     two_rooms_65_vector,
 )
-from forethought.envs.two_rooms.geometry import ROOMS_32, ROOMS_65, Geometry, crosses_wall
+from forethought.envs.two_rooms.geometry import (
+    GEOMETRIES,
+    ROOMS_32,
+    ROOMS_65,
+    Geometry,
+    crosses_wall,
+)
 
 __all__ = [
+    "GEOMETRIES",
     "ROOMS_32",
     "ROOMS_65",
     "Geometry",

@@ -82,6 +82,9 @@ ROOMS_65 = Geometry(
     door_range=(10, 54),
 )
 
+# By the id under which an environment of this geometry is registered.
+GEOMETRIES = {"forethought/TwoRooms-v0": ROOMS_32, "forethought/TwoRooms65-v0": ROOMS_65}
+
 
 def blocked(geometry: Geometry, wall: Array, door: Array, points: Array) -> NDArray[np.bool_]:
     """Say which points `(N, 2)` lie in a wall; `wall` and `door` are `(N,)`. Returns `(N,)`."""
