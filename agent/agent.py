@@ -10,7 +10,9 @@ The agent itself never changes while it acts: what it carries from step to step 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,9 +20,11 @@ from torch import Tensor
 
 from forethought.agent.actor import Policy, problem_of
 from forethought.agent.configurator import Configurator, Setting
-from forethought.agent.cost import IntrinsicCost
-from forethought.planners import Plan, Planner, shift
-from forethought.worldmodel import JEPA
+from forethought.agent.cost import Critic, IntrinsicCost
+from forethought.planners import Plan, Planner, Problem, shift
+from forethought.worldmodel import JEPA, Readouts
+
+Observation: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class AgentState:
         setting: how the configurator set the modules for the task.
         generator: source of the planner's randomness.
         belief: state estimated at the last step, `(B, D)`, or None at the start.
-        previous_action: action of the last step, `(B, A)`, or None at the start.
-        plan: rest of the previous plan, `(B, H, A)`, starting with the next action, or None.
+        previous_action: action of the last step, `(B, A)` or `(B,)`, or None at the start.
+        plan: rest of the previous plan from the next action on, `(B, H, A)` or `(B, H)`, or None.
         imagined: states that the latest plan predicted, `(B, H, D)`, or None.
         until_replan: actions of `plan` to carry out before the next plan is made.
     """
@@ -59,51 +63,76 @@ class AgentState:
 
 @dataclass(frozen=True)
 class Agent:
-    """Perception, world model, cost, actor and configurator, wired as in Figure 2.
+    """Perception, world model, cost, critic, actor and configurator, wired as in Figure 2.
 
     Args:
         model: perception and world model.
-        bank: the immutable intrinsic cost.
-        configurator: turns a goal into a setting.
+        configurator: turns a task into a setting.
         planner: Mode-2's optimiser.
+        readouts: heads that the intrinsic cost reads, or None where it reads the action alone.
+        critic: expectation of the cost beyond the horizon, or None.
         policy: Mode-1's policy, or None before distillation.
     """
 
     model: JEPA
-    bank: IntrinsicCost
     configurator: Configurator
     planner: Planner
+    readouts: Readouts | None = None
+    critic: Critic | None = None
     policy: Policy | None = None
 
     def __post_init__(self) -> None:
         if self.configurator.mode == 1 and self.policy is None:
             raise ValueError("mode 1 needs a policy: run `forethought distill RUN` first")
+        read = {} if self.readouts is None else self.readouts.sizes
+        missing = [name for name in self.bank.reads if name not in (*read, "state")]
+        if missing:
+            raise ValueError(
+                f"the task reads {', '.join(missing)}, but the readouts tell "
+                f"{', '.join(read) or 'nothing'}: choose another task, or train on data that hold "
+                "these quantities"
+            )
 
-    def _tensor(self, observation: np.ndarray) -> Tensor:
+    @property
+    def bank(self) -> IntrinsicCost:
+        """The immutable intrinsic cost: the task's."""
+        return self.configurator.task.bank
+
+    def _tensor(self, observation: Observation) -> Any:
+        if isinstance(observation, Mapping):
+            return {name: self._tensor(part) for name, part in observation.items()}
         return torch.as_tensor(observation).to(self.model.device)
 
     @torch.no_grad()
-    def start(self, goal: np.ndarray, *, generator: torch.Generator) -> AgentState:
+    def encode(self, observation: Observation) -> Tensor:
+        """States `(B, D)` of observations `(B, *O)`, or of a mapping of them."""
+        return self.model.encode(self._tensor(observation))
+
+    @torch.no_grad()
+    def start(
+        self, batch: int, *, goal: Observation | None = None, generator: torch.Generator
+    ) -> AgentState:
         """Begin B episodes.
 
         Args:
-            goal: goal observations, `(B, *O)`; encoded here, once.
+            batch: number of episodes B.
+            goal: goal observations, `(B, *O)`, where the task has a goal; encoded here, once.
             generator: source of the planner's randomness.
         """
-        return AgentState(
-            self.configurator.configure(self.model.encode(self._tensor(goal))), generator
-        )
+        encoded = None if goal is None else self.encode(goal)
+        setting = self.configurator.configure(encoded, batch, self.model.device)
+        return AgentState(setting, generator)
 
     @torch.no_grad()
-    def act(self, carried: AgentState, observation: np.ndarray) -> tuple[np.ndarray, AgentState]:
+    def act(self, carried: AgentState, observation: Observation) -> tuple[np.ndarray, AgentState]:
         """One perception-action step.
 
         Args:
             carried: what the last step returned.
-            observation: `(B, *O)`; encoded once, whatever the mode.
+            observation: `(B, *O)`, or a mapping of such arrays; encoded once, whatever the mode.
 
         Returns:
-            Actions in [-1, 1], `(B, A)` float32, and what to carry on.
+            Actions in [-1, 1], `(B, A)` float32, or indices `(B,)` int64; and what to carry on.
         """
         x = self._tensor(observation)
         belief = self.model.observe(carried.belief, carried.previous_action, x)
@@ -126,13 +155,20 @@ class Agent:
             carried = replace(
                 carried, plan=shift(carried.plan), until_replan=carried.until_replan - 1
             )
-        return action.float().cpu().numpy(), replace(carried, previous_action=action)
+        taken = action.float() if action.is_floating_point() else action
+        return taken.cpu().numpy(), replace(carried, previous_action=action)
+
+    def problem(self, setting: Setting, state: Tensor) -> Problem:
+        """Mode-2's planning problem from states `(B, D)`."""
+        return problem_of(
+            self.model, self.bank, setting, state, readouts=self.readouts, critic=self.critic
+        )
 
     def think(self, carried: AgentState) -> Plan:
         """Mode-2: plan from the current belief, with the rest of the last plan as a start."""
         belief = carried.belief
         if belief is None:
             raise ValueError("nothing was observed yet: call `act`, which calls this")
-        problem = problem_of(self.model, self.bank, carried.setting, belief)
         proposals = None if carried.plan is None else carried.plan.unsqueeze(1)
+        problem = self.problem(carried.setting, belief)
         return self.planner.plan(problem, proposals=proposals, generator=carried.generator)

@@ -10,18 +10,19 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium import Space
 from gymnasium.vector import VectorEnv
 
-from forethought.agent.agent import Agent, AgentState
-from forethought.envs import Policy
+from forethought.agent.agent import Agent, AgentState, Observation
+from forethought.envs.policies import Policy, env_actions, no_actions
 
 Info = Mapping[str, Any]
+OnDecision = Callable[[np.ndarray, Any, Info, Any], None]
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Controller(ABC):
     """Acts in B environments side by side; what it carries along is passed in and returned."""
 
     @abstractmethod
-    def start(self, observation: np.ndarray, info: Info) -> Any:
+    def start(self, observation: Observation, info: Info) -> Any:
         """Begin B episodes from what `reset` returned."""
 
     @abstractmethod
-    def act(self, carried: Any, observation: np.ndarray, info: Info) -> tuple[np.ndarray, Any]:
+    def act(self, carried: Any, observation: Observation, info: Info) -> tuple[np.ndarray, Any]:
         """Actions `(B, A)` for observations `(B, *O)`, and what to carry on."""
 
     @abstractmethod
@@ -73,14 +74,14 @@ class AgentController(Controller):
     agent: Agent
     generator: torch.Generator
 
-    def start(self, observation: np.ndarray, info: Info) -> AgentState:
-        """Encode the goal; see `Controller.start`."""
-        if "goal" not in info:
-            raise ValueError("the environment gives no info['goal']: this agent needs a goal")
-        return self.agent.start(info["goal"], generator=self.generator)
+    def start(self, observation: Observation, info: Info) -> AgentState:
+        """Encode the goal where the task has one; see `Controller.start`."""
+        return self.agent.start(
+            count(observation), goal=goal_of(self.agent, info), generator=self.generator
+        )
 
     def act(
-        self, carried: AgentState, observation: np.ndarray, info: Info
+        self, carried: AgentState, observation: Observation, info: Info
     ) -> tuple[np.ndarray, AgentState]:
         """One perception-action step; see `Controller.act`."""
         return self.agent.act(carried, observation)
@@ -96,29 +97,90 @@ class PolicyController(Controller):
 
     Args:
         policy: the policy.
-        action_dim: size A of the action.
+        action_space: action space of one environment.
         generator: source of its randomness.
     """
 
     policy: Policy
-    action_dim: int
+    action_space: Space[Any]
     generator: np.random.Generator
 
-    def start(self, observation: np.ndarray, info: Info) -> np.ndarray:
+    def start(self, observation: Observation, info: Info) -> np.ndarray:
         """See `Controller.start`."""
-        return np.zeros((len(observation), self.action_dim), np.float32)
+        return np.asarray(no_actions(self.action_space, count(observation)))
 
     def act(
-        self, carried: np.ndarray, observation: np.ndarray, info: Info
+        self, carried: np.ndarray, observation: Observation, info: Info
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Controller.act`."""
-        action = self.policy(observation, info, carried, self.generator)
-        return action, action
+        policy = self.policy.for_space(self.action_space)
+        action = policy(observation, info, carried, self.generator)
+        return env_actions(self.action_space, action), action
 
     def select(self, carried: np.ndarray, index: np.ndarray) -> np.ndarray:
         """See `Controller.select`."""
         kept: np.ndarray = carried[index]
         return kept
+
+
+class AgentPolicy(Policy):
+    """The agent as a behaviour policy, so that its own experience can be collected.
+
+    Unlike other behaviour policies it remembers (its last plan), so it serves one collection.
+
+    Args:
+        agent: the agent.
+        generator: source of the planner's randomness.
+        noise: standard deviation of Gaussian noise on the actions; with discrete actions the
+            probability of a random one.
+    """
+
+    def __init__(self, agent: Agent, generator: torch.Generator, noise: float = 0.0) -> None:
+        self.agent, self.generator, self.noise = agent, generator, noise
+        self._carried: AgentState | None = None
+
+    @property
+    def name(self) -> str:
+        """Name under which episodes record this policy."""
+        return f"mode{self.agent.configurator.mode}"
+
+    def for_space(self, action_space: Space[Any]) -> Policy:
+        """See `Policy.for_space`; the model knows its space."""
+        return self
+
+    def __call__(
+        self,
+        observations: Observation,
+        info: Info,
+        previous_actions: np.ndarray,
+        generator: np.random.Generator,
+    ) -> np.ndarray:
+        """See `Policy`."""
+        discrete = self.agent.model.actions.discrete
+        begun = (previous_actions == (-1 if discrete else 0)).all(axis=1)
+        if self._carried is None or begun.any():
+            self._carried = self._begin(self._carried, begun, observations, info)
+        action, self._carried = self.agent.act(self._carried, observations)
+        if discrete:
+            drawn = generator.integers(self.agent.model.action_dim, size=len(action))
+            noisy = np.where(generator.uniform(size=len(action)) < self.noise, drawn, action)
+            return noisy[:, None].astype(np.int64)
+        noisy = action + self.noise * generator.standard_normal(action.shape)
+        return np.clip(noisy, -1, 1).astype(np.float32)
+
+    def _begin(
+        self, carried: AgentState | None, begun: np.ndarray, observations: Observation, info: Info
+    ) -> AgentState:
+        """Begin the episodes under the mask `begun` `(N,)`; the others keep their plans."""
+        fresh = self.agent.start(
+            count(observations), goal=goal_of(self.agent, info), generator=self.generator
+        )
+        if carried is None or carried.plan is None or begun.all():
+            return fresh
+        kept = torch.as_tensor(~begun, device=carried.plan.device)
+        shape = (-1, *[1] * (carried.plan.ndim - 1))
+        # A plan of zeros is the safe action: nothing of the episode before is proposed.
+        return replace(fresh, plan=carried.plan * kept.view(shape))
 
 
 def select_info(info: Info, index: np.ndarray) -> dict[str, Any]:
@@ -131,12 +193,44 @@ def select_info(info: Info, index: np.ndarray) -> dict[str, Any]:
     }
 
 
+def select_rows(observation: Observation, index: np.ndarray) -> Observation:
+    """The rows `index` of observations `(N, *O)` or of a mapping of them."""
+    if isinstance(observation, Mapping):
+        return select_info(observation, index)
+    rows: np.ndarray = observation[index]
+    return rows
+
+
+def count(observation: Observation) -> int:
+    """Number N of observations."""
+    if isinstance(observation, Mapping):
+        return len(next(iter(observation.values())))
+    return len(observation)
+
+
+def goal_of(agent: Agent, info: Info) -> Observation | None:
+    """The goals that the environment gives, where the agent's task has one.
+
+    Raises:
+        ValueError: the task has a goal, but the environment gives none.
+    """
+    if not agent.configurator.task.goal:
+        return None
+    if "goal" not in info:
+        raise ValueError(
+            "the environment gives no info['goal'], but the task has one: choose a task with "
+            "--task, or an environment that gives goals"
+        )
+    goal: Observation = info["goal"]
+    return goal
+
+
 def run_episodes(
     env: VectorEnv,
     controller: Controller,
     seeds: Sequence[int],
     *,
-    on_step: Callable[[np.ndarray, np.ndarray, Info, Any], None] | None = None,
+    on_step: OnDecision | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
     """Run one episode per seed.
@@ -163,27 +257,26 @@ def _run_block(
     env: VectorEnv,
     controller: Controller,
     seeds: list[int],
-    on_step: Callable[[np.ndarray, np.ndarray, Info, Any], None] | None,
+    on_step: OnDecision | None,
     on_progress: Callable[[int], None] | None,
 ) -> list[Outcome]:
     """Run at most `num_envs` episodes side by side, until the last one ends."""
-    count = len(seeds)
-    space = cast(Box, env.single_action_space)  # as `build_model` has checked
-    padding = [seeds[-1]] * (env.num_envs - count)
+    number = len(seeds)
+    padding = [seeds[-1]] * (env.num_envs - number)
     observation, info = env.reset(seed=seeds + padding)  # type: ignore[arg-type]
-    running = np.arange(count)
-    carried = controller.start(observation[running], select_info(info, running))
+    running = np.arange(number)
+    carried = controller.start(select_rows(observation, running), select_info(info, running))
     outcomes: dict[int, Outcome] = {}
-    returns, seconds = np.zeros(env.num_envs), [list[float]() for _ in range(count)]
+    returns, seconds = np.zeros(env.num_envs), [list[float]() for _ in range(number)]
     steps = 0
     while len(running):
-        seen = select_info(info, running)
+        seen, rows = select_info(info, running), select_rows(observation, running)
         began = time.perf_counter()
-        action, carried = controller.act(carried, observation[running], seen)
+        action, carried = controller.act(carried, rows, seen)
         elapsed = time.perf_counter() - began
         if on_step is not None:
-            on_step(running, observation[running], seen, carried)
-        actions = np.zeros((env.num_envs, *space.shape), space.dtype)
+            on_step(running, rows, seen, carried)
+        actions = np.zeros((env.num_envs, *action.shape[1:]), action.dtype)
         actions[running] = action
         observation, reward, terminated, truncated, info = env.step(actions)
         steps += 1
@@ -215,4 +308,4 @@ def _run_block(
                 on_progress(int(ended.sum()))
             keep = np.flatnonzero(~ended)
             carried, running = controller.select(carried, keep), running[keep]
-    return [outcomes[index] for index in range(count)]
+    return [outcomes[index] for index in range(number)]

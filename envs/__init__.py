@@ -3,9 +3,19 @@
 Importing this package registers our environments with Gymnasium.
 """
 
-from forethought.envs.collect import HELD_OUT_SEED, collect, collect_to
+from forethought.envs.collect import HELD_OUT_SEED, collect
 from forethought.envs.dataset import Dataset, write_shard
+from forethought.envs.description import describe
 from forethought.envs.episode import Episode, Windows
+from forethought.envs.exchange import (
+    ImportOptions,
+    export_minari,
+    import_arrays,
+    import_episodes,
+    import_file,
+    import_minari,
+    unscale_actions,
+)
 from forethought.envs.index import ShardRecord
 from forethought.envs.linear import (
     DoubleIntegrator,
@@ -17,8 +27,11 @@ from forethought.envs.linear import (
     optimal_cost,
     trajectory_cost,
 )
-from forethought.envs.make import make, register, spec_of
+from forethought.envs.make import make, options_of, register, spec_of
+from forethought.envs.pictures import RenderingError
 from forethought.envs.policies import Greedy, Policy, Random, Scripted, Smooth
+from forethought.envs.resumable import collect_to, unfinished_episodes
+from forethought.envs.simulator import Simulator, SimulatorVectorEnv
 from forethought.envs.spec import EnvSpec
 from forethought.envs.two_rooms import (
     GEOMETRIES,
@@ -34,8 +47,9 @@ from forethought.envs.two_rooms import (
     oracle_steps,
     scripted,
 )
-from forethought.envs.vector import EpisodicVectorEnv, SingleEnv
+from forethought.envs.vector import EpisodicVectorEnv, MaskedResetVectorEnv, SingleEnv
 from forethought.envs.windows import WindowSampler
+from forethought.envs.wrappers import View
 
 register()
 
@@ -52,32 +66,47 @@ __all__ = [
     "EpisodicVectorEnv",
     "Geometry",
     "Greedy",
+    "ImportOptions",
     "LinearQuadratic",
+    "MaskedResetVectorEnv",
     "Policy",
     "Random",
+    "RenderingError",
     "Scripted",
     "ShardRecord",
+    "Simulator",
+    "SimulatorVectorEnv",
     "SingleEnv",
     "Smooth",
     "TwoRooms",
     "TwoRoomsVectorEnv",
+    "View",
     "WindowSampler",
     "Windows",
     "collect",
     "collect_to",
     "crosses_wall",
+    "describe",
     "double_integrator",
     "draw_scene",
+    "export_minari",
     "finite_horizon_gains",
     "greedy",
+    "import_arrays",
+    "import_episodes",
+    "import_file",
+    "import_minari",
     "make",
     "optimal_actions",
     "optimal_cost",
+    "options_of",
     "oracle_path_length",
     "oracle_steps",
     "register",
     "scripted",
     "spec_of",
     "trajectory_cost",
+    "unfinished_episodes",
+    "unscale_actions",
     "write_shard",
 ]

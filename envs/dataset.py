@@ -9,9 +9,10 @@ A folder has one writer at a time; readers see the shards that were there when t
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +20,18 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from forethought.envs.episode import Episode
-from forethought.envs.index import INDEX, ShardRecord, open_shard, read_index, write_index
-from forethought.envs.shard import replace_file, sha256_of, shard_bytes
+from forethought.envs.episode import Episode, Observation, from_entries
+from forethought.envs.index import ShardRecord, open_shard, read_index
+from forethought.envs.index import write_shard as write_shard
+from forethought.envs.shard import differences, sha256_of
 from forethought.envs.spec import EnvSpec
 from forethought.envs.windows import WindowSampler
 
 Array = NDArray[Any]
 
+Statistics = tuple[NDArray[np.float32], NDArray[np.float32]]
+
 _STATISTICS_SAMPLE = 4096
-
-
-def write_shard(folder: str | Path, episodes: Sequence[Episode], spec: EnvSpec) -> Path:
-    """Append episodes to a data set as one new shard.
-
-    Args:
-        folder: Folder of the data set; created if missing.
-        episodes: At least one.
-        spec: The environment's.
-
-    Returns:
-        Path of the shard.
-
-    Raises:
-        ValueError: The folder holds another environment, or the episodes do not fit the spec or
-            one another.
-    """
-    folder = Path(folder)
-    for episode in episodes:
-        _check_fits(episode, spec)
-    records: list[ShardRecord] = []
-    if (folder / INDEX).exists():
-        stored, records = read_index(folder)
-        if stored != spec:
-            raise ValueError(
-                f"data set {folder} holds {stored.id} with options {dict(stored.options)}, the "
-                f"episodes are of {spec.id} with {dict(spec.options)}: use another folder"
-            )
-    content = shard_bytes(episodes)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"shard-{len(records):05d}.safetensors"
-    # A shard of that name which the index does not know is the leftover of a kill: replaced.
-    replace_file(path, content)
-    record = ShardRecord(
-        file=path.name,
-        episodes=len(episodes),
-        steps=sum(episode.length for episode in episodes),
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
-    write_index(folder, spec, [*records, record])
-    return path
-
-
-def _check_fits(episode: Episode, spec: EnvSpec) -> None:
-    if episode.env_id != spec.id:
-        raise ValueError(f"an episode is of {episode.env_id}, the spec of {spec.id}: give its own")
-    space, observations = spec.observation_space, episode.observations
-    if not isinstance(space, spaces.Box):
-        raise ValueError(f"observation space {space} cannot be stored: use a Box")
-    if observations.shape[1:] != space.shape or observations.dtype != space.dtype:
-        raise ValueError(
-            f"observations are {observations.dtype} {observations.shape[1:]}, the spec says "
-            f"{space.dtype} {space.shape}: write them with the spec of their environment"
-        )
-    if episode.actions.shape[1] != spec.action_dim:
-        raise ValueError(
-            f"actions have {episode.actions.shape[1]} columns, the spec says {spec.action_dim}"
-        )
 
 
 class Dataset:
@@ -99,6 +44,8 @@ class Dataset:
         observation_offsets: `(E+1,)`: episode e has rows `[e]` to `[e+1]` of the flat arrays
             with an entry per observation.
         step_offsets: `(E+1,)`: likewise for the flat arrays with an entry per step.
+        lengths: `(E,)`, steps of each episode.
+        policies: Behaviour policy of each episode.
     """
 
     def __init__(
@@ -110,7 +57,9 @@ class Dataset:
     ) -> None:
         self.folder, self.spec, self.shards = folder, spec, shards
         self._arrays = [arrays for arrays, _ in contents]
-        self._policies = [json.loads(metadata["policies"]) for _, metadata in contents]
+        self.policies: list[str] = [
+            policy for _, metadata in contents for policy in json.loads(metadata["policies"])
+        ]
         self.lengths = np.concatenate([arrays["length"] for arrays in self._arrays])
         self.step_offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         self.observation_offsets = np.concatenate([[0], np.cumsum(self.lengths + 1)])
@@ -133,13 +82,7 @@ class Dataset:
         spec, records = read_index(folder)
         if not records:
             raise ValueError(f"data set {folder} has no shards: collect some episodes")
-        contents = []
-        for record in records:
-            arrays, metadata = open_shard(folder, record)
-            if in_memory:
-                arrays = {name: np.array(array) for name, array in arrays.items()}
-            contents.append((arrays, metadata))
-        return Dataset(folder, spec, tuple(records), contents)
+        return _opened(folder, spec, records, in_memory)
 
     @property
     def episodes(self) -> int:
@@ -181,8 +124,14 @@ class Dataset:
         begin = self.step_offsets[index] - self.step_offsets[first]
         stepped = slice(int(begin), int(begin + self.lengths[index]))
         success = int(arrays["success"][row])
+        names = self.observation_names
+        goal = None
+        if any(name.partition(".")[0] == "goals" for name in arrays):
+            goal = from_entries("goals", names, lambda name: np.array(arrays[name][row]))
         return Episode(
-            observations=np.array(arrays["observations"][observed]),
+            observations=from_entries(
+                "observations", names, lambda name: np.array(arrays[name][observed])
+            ),
             actions=np.array(arrays["actions"][stepped]),
             rewards=np.array(arrays["rewards"][stepped]),
             terminated=bool(arrays["terminated"][row]),
@@ -192,11 +141,22 @@ class Dataset:
                 name: np.array(arrays[f"quantities.{name}"][observed])
                 for name in self.quantity_names
             },
-            goal=np.array(arrays["goals"][row]) if "goals" in arrays else None,
+            goal=goal,
             seed=int(arrays["seed"][row]),
             env_id=self.spec.id,
-            policy=self._policies[shard][row],
+            policy=self.policies[index],
         )
+
+    @property
+    def observation_names(self) -> tuple[str, ...]:
+        """Entries of an observation; none where an observation is one array."""
+        space = self.spec.observation_space
+        return tuple(space.spaces) if isinstance(space, spaces.Dict) else ()
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether episodes have goals."""
+        return any(name.partition(".")[0] == "goals" for name in self._arrays[0])
 
     @property
     def quantity_names(self) -> tuple[str, ...]:
@@ -211,7 +171,8 @@ class Dataset:
 
         Args:
             name: `observations`, `actions`, `rewards`, `quantities.NAME`, `goals`, `seed`,
-                `length`, `terminated`, `truncated` or `success`. Rows of an episode stand in
+                `length`, `terminated`, `truncated` or `success`; `observations.NAME` and
+                `goals.NAME` where observations are mappings. Rows of an episode stand in
                 `observation_offsets` (observations, quantities) and `step_offsets`.
 
         Returns:
@@ -225,36 +186,123 @@ class Dataset:
         parts = [arrays[name] for arrays in self._arrays]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def observations(self) -> Array:
-        """All observations, `(sum of T+1, *O)`; see `arrays`."""
-        return self.arrays("observations")
+    def observation_chunks(self, rows: int) -> Iterator[Observation]:
+        """All observations in the order of the flat arrays, `rows` at a time, the last chunk fewer.
 
-    def channel_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation of each channel `(C,)` of images, each entry of vectors.
+        Chunk sizes do not depend on how the data set was cut into shards.
+
+        Args:
+            rows: Observations in a chunk.
+
+        Returns:
+            Iterator over chunks `(rows, *O)`, or mappings to such arrays: read-only views of the
+            files, copies where a chunk spans shards.
+
+        Raises:
+            ValueError: `rows` is below 1.
+        """
+        if rows < 1:
+            raise ValueError(f"rows is {rows}: a chunk has at least 1 observation")
+        total = int(self.observation_offsets[-1])
+        spans = ((begin, min(begin + rows, total)) for begin in range(0, total, rows))
+        return (
+            from_entries(
+                "observations", self.observation_names, partial(self._observed, begin, end)
+            )
+            for begin, end in spans
+        )
+
+    def _observed(self, begin: int, end: int, name: str) -> Array:
+        """Rows `begin` to `end` of a flat array with an entry per observation."""
+        edges = self.observation_offsets[self.shard_offsets]
+        first = int(np.searchsorted(edges, begin, side="right")) - 1
+        last = int(np.searchsorted(edges, end, side="left"))
+        parts = [
+            self._arrays[shard][name][max(begin - int(edges[shard]), 0) : end - int(edges[shard])]
+            for shard in range(first, last)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def rows(self, name: str, chosen: NDArray[np.int64]) -> Array:
+        """Rows of a flat array with an entry per observation, as a copy.
+
+        Args:
+            name: As for `arrays`.
+            chosen: Their numbers `(M,)`, ascending.
+        """
+        edges = self.observation_offsets[self.shard_offsets]
+        spans = zip(self._arrays, pairwise(edges), strict=True)
+        return np.concatenate(
+            [
+                arrays[name][chosen[(chosen >= begin) & (chosen < end)] - begin]
+                for arrays, (begin, end) in spans
+            ]
+        )
+
+    def terminal(self) -> NDArray[np.bool_]:
+        """Steps that ended their episode by termination, `(sum of T,)`; see `step_offsets`."""
+        marks = np.zeros(self.steps, np.bool_)
+        marks[self.step_offsets[1:] - 1] = self.arrays("terminated")
+        return marks
+
+    def channel_statistics(self) -> Statistics | dict[str, Statistics]:
+        """Mean and standard deviation of each channel `(C,)` of images, each number of vectors.
 
         In the units of the observations (0 to 255 for pictures), from at most 4096 observations,
         always the same ones. A channel that never varies has standard deviation 0.
+
+        Returns:
+            Mean and standard deviation; a mapping from names to these where observations are
+            mappings.
         """
         total = int(self.observation_offsets[-1])
         chosen = np.arange(total)
         if total > _STATISTICS_SAMPLE:
             generator = np.random.default_rng(0)
             chosen = np.sort(generator.choice(total, _STATISTICS_SAMPLE, replace=False))
-        edges = self.observation_offsets[self.shard_offsets]
-        rows = [
-            arrays["observations"][chosen[(chosen >= low) & (chosen < high)] - low]
-            for arrays, low, high in zip(self._arrays, edges[:-1], edges[1:], strict=True)
-        ]
-        sample = np.concatenate(rows)
-        axes = (0, 2, 3) if sample.ndim == 4 else (0,)
-        mean = sample.mean(axis=axes, dtype=np.float64)
-        std = sample.std(axis=axes, dtype=np.float64)
-        return mean.astype(np.float32), std.astype(np.float32)
 
-    def windows(self, length: int) -> WindowSampler:
+        def statistics(name: str) -> Statistics:
+            sample = self.rows(name, chosen)
+            axes = (0, 2, 3) if sample.ndim == 4 else (0,)
+            mean = sample.mean(axis=axes, dtype=np.float64)
+            std = sample.std(axis=axes, dtype=np.float64)
+            return mean.astype(np.float32), std.astype(np.float32)
+
+        return from_entries("observations", self.observation_names, statistics)
+
+    def windows(self, length: int, quantities: Sequence[str] | None = None) -> WindowSampler:
         """Sampler of windows of `length` steps.
 
+        Args:
+            length: Steps of a window.
+            quantities: Names of the quantities to fetch; all by default, `()` for none.
+
         Raises:
-            ValueError: No episode is that long, or `length` is below 1.
+            ValueError: No episode is that long, `length` is below 1, or a quantity is not there.
         """
-        return WindowSampler(self._arrays, self.quantity_names, length)
+        names = self.quantity_names if quantities is None else tuple(quantities)
+        for name in names:
+            if name not in self.quantity_names:
+                raise ValueError(
+                    f"quantity {name!r} is not there: use some of {list(self.quantity_names)}"
+                )
+        return WindowSampler(self._arrays, names, length, self.observation_names)
+
+
+def _opened(
+    folder: Path, spec: EnvSpec, records: Sequence[ShardRecord], in_memory: bool = False
+) -> Dataset:
+    """Open the shards of `records`, and check that they are alike."""
+    contents = []
+    for record in records:
+        arrays, metadata = open_shard(folder, record)
+        if in_memory:
+            arrays = {name: np.array(array) for name, array in arrays.items()}
+        contents.append((arrays, metadata))
+    for record, (arrays, _) in zip(records, contents, strict=True):
+        if odd := differences(arrays, contents[0][0]):
+            raise ValueError(
+                f"shard {folder / record.file} differs from {records[0].file} in {odd}: "
+                "restore it, or collect into different folders"
+            )
+    return Dataset(folder, spec, tuple(records), contents)

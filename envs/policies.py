@@ -1,7 +1,11 @@
 """Behaviour policies: what acts while data are collected.
 
 A policy is stateless. All it may remember is the previous action, which the collector passes
-in; all its randomness comes from the generator it is handed. Action spaces are `Box` in [-1, 1].
+in; all its randomness comes from the generator it is handed.
+
+Actions have one row per environment: `(N, A)` float32 in [-1, 1] where the space is a `Box`,
+`(N, 1)` int64 where it is `Discrete`. Before an episode's first action the row of previous
+actions says so: it is all 0, or -1 where actions are `Discrete`; see `no_actions`.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.random import Generator
 from numpy.typing import NDArray
 
@@ -28,10 +33,25 @@ class Policy(ABC):
         """Name under which episodes record this policy."""
         return type(self).__name__.lower()
 
+    def for_space(self, action_space: spaces.Space[Any]) -> Policy:
+        """This policy for environments with an action space, or another one that stands for it.
+
+        By default a policy acts in a `Box` in [-1, 1] only.
+
+        Args:
+            action_space: Of one environment.
+
+        Raises:
+            ValueError: The policy cannot act in it.
+        """
+        if isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"policy {self.name} has no actions in {action_space}: use Random")
+        return self
+
     @abstractmethod
     def __call__(
         self,
-        observations: Array,
+        observations: Any,
         info: Mapping[str, Any],
         previous_actions: Array,
         generator: Generator,
@@ -39,19 +59,20 @@ class Policy(ABC):
         """Choose actions.
 
         Args:
-            observations: `(N, *O)`.
+            observations: `(N, *O)`, or a dictionary of them.
             info: The environment's infos.
-            previous_actions: `(N, A)`; all zero in a row whose episode has just begun.
+            previous_actions: `(N, A)`; all zero (-1 where actions are `Discrete`) in a row whose
+                episode has just begun.
             generator: Source of all randomness.
 
         Returns:
-            Actions `(N, A)` float32 in [-1, 1].
+            Actions `(N, A)`: float32 in [-1, 1], or int64 where actions are `Discrete`.
         """
 
 
 @dataclass(frozen=True)
 class Random(Policy):
-    """Uniform actions.
+    """Uniform actions, in a `Box` or a `Discrete` space.
 
     Attributes:
         hold: Probability of repeating the previous action instead of drawing a new one.
@@ -63,9 +84,15 @@ class Random(Policy):
         if not 0 <= self.hold < 1:
             raise ValueError(f"hold is {self.hold}: it must be in [0, 1)")
 
+    def for_space(self, action_space: spaces.Space[Any]) -> Policy:
+        """See `Policy`."""
+        if isinstance(action_space, spaces.Discrete):
+            return _RandomIndices(int(action_space.n), self.hold, self.name)
+        return self
+
     def __call__(
         self,
-        observations: Array,
+        observations: Any,
         info: Mapping[str, Any],
         previous_actions: Array,
         generator: Generator,
@@ -83,6 +110,7 @@ class Smooth(Policy):
 
     a_t = correlation * a_{t-1} + sqrt(1 - correlation^2) * scale * noise, clipped to [-1, 1]:
     a first-order autoregression whose spread stays at `scale` (less what clipping cuts).
+    `Discrete` actions have no in-between: there it is `Random(hold=0.8)`.
 
     Attributes:
         correlation: Of successive actions, in [0, 1). 0.9 remembers for about ten steps.
@@ -98,9 +126,15 @@ class Smooth(Policy):
         if not self.scale > 0:
             raise ValueError(f"scale is {self.scale}: it must be above 0")
 
+    def for_space(self, action_space: spaces.Space[Any]) -> Policy:
+        """See `Policy`."""
+        if isinstance(action_space, spaces.Discrete):
+            return _RandomIndices(int(action_space.n), 0.8, self.name)
+        return self
+
     def __call__(
         self,
-        observations: Array,
+        observations: Any,
         info: Mapping[str, Any],
         previous_actions: Array,
         generator: Generator,
@@ -112,6 +146,42 @@ class Smooth(Policy):
         # An episode begins at the stationary spread, not at rest.
         actions = np.where(_begun(previous_actions)[:, None], noise, mixed)
         return np.clip(actions, -1.0, 1.0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _RandomIndices(Policy):
+    """Uniform actions in a `Discrete` space.
+
+    Attributes:
+        count: Number of actions.
+        hold: Probability of repeating the previous action instead of drawing a new one.
+        of: Name of the policy that it stands for.
+    """
+
+    count: int
+    hold: float
+    of: str
+
+    @property
+    def name(self) -> str:
+        """The name of the policy that it stands for."""
+        return self.of
+
+    def for_space(self, action_space: spaces.Space[Any]) -> Policy:
+        """See `Policy`."""
+        return self
+
+    def __call__(
+        self,
+        observations: Any,
+        info: Mapping[str, Any],
+        previous_actions: Array,
+        generator: Generator,
+    ) -> Array:
+        """See `Policy`."""
+        fresh = generator.integers(self.count, size=previous_actions.shape)
+        held = generator.uniform(size=previous_actions.shape) < self.hold
+        return np.where(held & (previous_actions >= 0), previous_actions, fresh)
 
 
 @dataclass(frozen=True)
@@ -129,7 +199,7 @@ class Greedy(Policy):
 
     def __call__(
         self,
-        observations: Array,
+        observations: Any,
         info: Mapping[str, Any],
         previous_actions: Array,
         generator: Generator,
@@ -154,7 +224,7 @@ class Scripted(Policy):
 
     def __call__(
         self,
-        observations: Array,
+        observations: Any,
         info: Mapping[str, Any],
         previous_actions: Array,
         generator: Generator,
@@ -162,6 +232,18 @@ class Scripted(Policy):
         """See `Policy`."""
         actions = scripted(_geometry(observations, self.name), info["quantities"])
         return _with_noise(actions, self.noise, generator)
+
+
+def no_actions(action_space: spaces.Space[Any], count: int) -> Array:
+    """Previous actions `(N, A)` of `count` episodes that have just begun; see the module."""
+    if isinstance(action_space, spaces.Discrete):
+        return np.full((count, 1), -1, np.int64)
+    return np.zeros((count, *(action_space.shape or ())), np.float32)
+
+
+def env_actions(action_space: spaces.Space[Any], actions: Array) -> Array:
+    """What `VectorEnv.step` takes, from a policy's actions `(N, A)`: `(N,)` where `Discrete`."""
+    return actions[:, 0] if isinstance(action_space, spaces.Discrete) else actions
 
 
 def _begun(previous_actions: Array) -> NDArray[np.bool_]:
@@ -179,12 +261,13 @@ def _with_noise(actions: Array, noise: float, generator: Generator) -> Array:
     return np.clip(noisy, -1.0, 1.0).astype(np.float32)
 
 
-def _geometry(observations: Array, policy: str) -> Geometry:
+def _geometry(observations: Any, policy: str) -> Geometry:
     """The Two-Rooms geometry with pictures of this size."""
+    shape = getattr(observations, "shape", ())[1:]
     for geometry in (ROOMS_32, ROOMS_65):
-        if observations.shape[1:] == (2, geometry.size, geometry.size):
+        if shape == (2, geometry.size, geometry.size):
             return geometry
     raise ValueError(
-        f"policy {policy} got observations of shape {observations.shape[1:]}: "
+        f"policy {policy} got observations of shape {shape}: "
         "it knows the pictures of Two-Rooms only"
     )

@@ -7,7 +7,10 @@ Whole episodes stand behind one another:
     goals           (E, *O), or absent    length, seed     (E,) int64
     terminated, truncated  (E,) uint8     success          (E,) int8, -1 where there is no verdict
 
-The header's metadata holds the environment's id and the episodes' behaviour policies. A file is
+Where observations are mappings, `observations.NAME` and `goals.NAME` stand for `observations` and
+`goals`.
+
+The header's metadata holds the episodes' behaviour policies. A file is
 written under a temporary name, flushed to the disk and renamed: under its own name it is whole.
 """
 
@@ -16,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from forethought.envs.episode import Episode
+from forethought.envs.episode import Episode, Observation, entries
 
 Array = NDArray[Any]
 
@@ -45,11 +48,12 @@ _DTYPES = {
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
-def shard_bytes(episodes: Sequence[Episode]) -> bytes:
-    """Pack episodes into the bytes of a shard.
+def pack(episodes: Sequence[Episode]) -> tuple[dict[str, Array], dict[str, str]]:
+    """Arrays and metadata of a shard of these episodes.
 
     Raises:
-        ValueError: There are no episodes, or they differ in quantities, goals or dtypes.
+        ValueError: There are no episodes, or they are not alike in the names, shapes
+            and dtypes of their arrays.
     """
     if not episodes:
         raise ValueError("episodes are empty: a shard holds at least one")
@@ -57,7 +61,7 @@ def shard_bytes(episodes: Sequence[Episode]) -> bytes:
     for episode in episodes:
         _check_alike(first, episode)
     arrays: dict[str, Array] = {
-        "observations": np.concatenate([episode.observations for episode in episodes]),
+        **_joined("observations", [episode.observations for episode in episodes], np.concatenate),
         "actions": np.concatenate([episode.actions for episode in episodes]),
         "rewards": np.concatenate([episode.rewards for episode in episodes]),
         "length": np.array([episode.length for episode in episodes], np.int64),
@@ -73,34 +77,60 @@ def shard_bytes(episodes: Sequence[Episode]) -> bytes:
             [episode.quantities[name] for episode in episodes]
         )
     if first.goal is not None:
-        arrays["goals"] = np.stack([np.asarray(episode.goal) for episode in episodes])
-    metadata = {
-        "env_id": first.env_id,
-        "policies": json.dumps([episode.policy for episode in episodes]),
-    }
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
+        goals = [episode.goal for episode in episodes if episode.goal is not None]
+        arrays |= _joined("goals", goals, np.stack)
+    # One entry alone: safetensors writes several in no order, and equal data are to be equal bytes.
+    metadata = {"policies": json.dumps([episode.policy for episode in episodes])}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata
+
+
+def shard_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """Content of the file that holds what `pack` returned."""
+    return save(dict(arrays), dict(metadata))
+
+
+def differences(one: Mapping[str, Array], other: Mapping[str, Array]) -> list[str]:
+    """Names of the arrays that only one shard has, or whose dtypes or rows' shapes differ."""
+    layouts = (
+        {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
+        for arrays in (one, other)
+    )
+    return sorted({name for name, _ in next(layouts).items() ^ next(layouts).items()})
+
+
+def _joined(
+    field: str, values: Sequence[Observation], join: Callable[[list[Array]], Array]
+) -> dict[str, Array]:
+    """Observations of all episodes, joined entry by entry."""
+    parts = [entries(field, value) for value in values]
+    return {name: join([part[name] for part in parts]) for name in parts[0]}
 
 
 def _check_alike(first: Episode, episode: Episode) -> None:
-    if set(episode.quantities) != set(first.quantities):
+    one, other = _rows(first), _rows(episode)
+    if one.keys() != other.keys():
         raise ValueError(
-            f"episode of seed {episode.seed} has quantities {sorted(episode.quantities)}, the "
-            f"first has {sorted(first.quantities)}: write them to different data sets"
-        )
-    if (episode.goal is None) != (first.goal is None):
-        raise ValueError(
-            f"episode of seed {episode.seed} and the first differ in having a goal: "
+            f"episode of seed {episode.seed} has {sorted(other)}, the first has {sorted(one)}: "
             "write them to different data sets"
         )
-    pairs = [("observations", first.observations, episode.observations)]
-    pairs += [("actions", first.actions, episode.actions)]
-    pairs += [(name, first.quantities[name], episode.quantities[name]) for name in first.quantities]
-    for name, one, other in pairs:
-        if one.dtype != other.dtype or one.shape[1:] != other.shape[1:]:
+    for name, (dtype, shape) in one.items():
+        if other[name] != (dtype, shape):
             raise ValueError(
-                f"{name} of the episode of seed {episode.seed} are {other.dtype} "
-                f"{other.shape[1:]}, of the first {one.dtype} {one.shape[1:]}: make them alike"
+                f"{name} of the episode of seed {episode.seed} are {other[name][0]} "
+                f"{other[name][1]}, of the first {dtype} {shape}: make them alike"
             )
+
+
+def _rows(episode: Episode) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Dtype and shape of one row of each array of an episode."""
+    arrays = entries("observations", episode.observations)
+    arrays |= {"actions": episode.actions, "rewards": episode.rewards}
+    arrays |= {f"quantities.{name}": array for name, array in episode.quantities.items()}
+    rows = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
+    if episode.goal is None:
+        return rows
+    goals = entries("goals", episode.goal)
+    return rows | {name: (goal.dtype, goal.shape) for name, goal in goals.items()}
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -24,8 +24,8 @@ class EnvSpec:
         id: Gymnasium id, e.g. `forethought/TwoRooms-v0`.
         observation_space: Space of one observation: `Box`, `Discrete` or `Dict` of them.
         action_space: `Box` of rank 1 or `Discrete`.
-        control_step_seconds: Time that passes between two actions, in seconds.
-        episode_limit: Steps after which an episode is truncated.
+        control_step_seconds: Time that passes between two decisions, in seconds.
+        episode_limit: Decisions after which an episode is truncated.
         options: The keyword arguments `make` was given; values that JSON can hold.
 
     Raises:
@@ -69,6 +69,14 @@ class EnvSpec:
         if isinstance(self.action_space, spaces.Discrete):
             return 1
         return int(self.action_space.shape[0])
+
+    @property
+    def action_repeat(self) -> int:
+        """Steps of the environment in one decision: those of an episode are `length` times it.
+
+        (The last decision of an episode may hold fewer.)
+        """
+        return int(self.options.get("action_repeat", 1))
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that strict JSON can hold; `from_json` undoes it."""

@@ -1,7 +1,8 @@
-"""What all our environments share: many episodes side by side, each decided by its seed alone.
+"""What all environments share: many episodes side by side, each decided by its seed alone.
 
-The environments are written once, vectorised in NumPy. They never reset by themselves
-(Gymnasium's autoreset mode `DISABLED`): whoever steps them says which episodes to begin, with
+Ours are written once, vectorised in NumPy; those of others are stepped row by row
+(`forethought.envs.simulator`). They never reset by themselves (Gymnasium's autoreset mode
+`DISABLED`): whoever steps them says which episodes to begin, with
 
     env.reset(seed=[...], options={"reset_mask": mask})
 
@@ -25,18 +26,18 @@ Array = NDArray[Any]
 Bools = NDArray[np.bool_]
 
 
-class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
-    """Abstract: `N = num_envs` independent episodes in arrays with a leading axis `N`.
+class MaskedResetVectorEnv(VectorEnv[Any, Array, Array]):
+    """Abstract: `N = num_envs` episodes side by side that begin under a mask, never by themselves.
 
-    A subclass holds the state, and implements `_begin`, `_advance`, `_observe`, `_goals` and
-    `_quantities`. It may set `_terminated` and `_success` (both `(N,)`) in `_advance`.
+    What every environment of `make` is. A subclass implements `_start`, `_advance`, `_observe`
+    and `_info`. It may set `_terminated`, `_truncated` and `_success` (all `(N,)`) in `_advance`.
 
     Args:
         num_envs: Number of episodes side by side, `N`.
         observation_space: Space of one observation.
-        action_dim: `A`; actions are in [-1, 1].
+        action_space: Space of one action: `Box` or `Discrete` from 0.
         control_step_seconds: Seconds between two actions.
-        episode_limit: Steps after which an episode is truncated.
+        episode_limit: Steps after which an episode is truncated; None where nothing says.
         render_mode: `rgb_array` or None.
 
     Raises:
@@ -48,14 +49,14 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
         num_envs: int,
         *,
         observation_space: Space[Any],
-        action_dim: int,
+        action_space: spaces.Box | spaces.Discrete,
         control_step_seconds: float,
-        episode_limit: int,
+        episode_limit: int | None,
         render_mode: str | None,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}: it must be at least 1")
-        if episode_limit < 1:
+        if episode_limit is not None and episode_limit < 1:
             raise ValueError(f"episode_limit is {episode_limit}: it must be at least 1")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}: use 'rgb_array' or None")
@@ -65,10 +66,10 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
         self.control_step_seconds = control_step_seconds
         self.episode_limit = episode_limit
         self.single_observation_space = observation_space
-        self.single_action_space = spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
+        self.single_action_space = action_space
         self.observation_space = batch_space(observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._generators: list[Generator | None] = [None] * num_envs
+        self.action_space = batch_space(action_space, num_envs)
+        self._ever_begun = np.zeros(num_envs, np.bool_)
         self._elapsed = np.zeros(num_envs, np.int64)
         self._terminated = np.zeros(num_envs, np.bool_)
         self._truncated = np.zeros(num_envs, np.bool_)
@@ -79,7 +80,7 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[Array, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Begin new episodes, all or those under a mask.
 
         Args:
@@ -88,7 +89,8 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
             options: `reset_mask`, bool `(N,)`: the environments that begin anew.
 
         Returns:
-            Observations `(N, *O)` and infos of all environments, begun anew or not.
+            Observations `(N, *O)` (a dictionary of them where the space is one) and infos of all
+            environments, begun anew or not.
 
         Raises:
             ValueError: The number of seeds, the mask or an option is wrong, or an environment
@@ -96,65 +98,53 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
         """
         mask = self._read_mask(options)
         for row, row_seed in zip(np.flatnonzero(mask), self._read_seeds(seed, mask), strict=True):
-            generator = self._generators[row]
-            if row_seed is not None or generator is None:
-                generator = np.random.default_rng(row_seed)
-                self._generators[row] = generator
-            self._begin(int(row), generator)
+            self._start(int(row), row_seed)
+        self._ever_begun |= mask
         for array in (self._elapsed, self._terminated, self._truncated, self._success):
             array[mask] = 0
         self._begun(mask)
         return self._observe(), self._info()
 
-    def step(self, actions: Array) -> tuple[Array, Array, Bools, Bools, dict[str, Any]]:
-        """Advance all episodes that are not finished by one control step.
+    def step(self, actions: Array) -> tuple[Any, Array, Bools, Bools, dict[str, Any]]:
+        """Advance all episodes that are not finished by one step.
 
         Args:
-            actions: `(N, A)` in [-1, 1].
+            actions: `(N, A)` in [-1, 1], or `(N,)` integers where actions are `Discrete`.
 
         Returns:
             Observations `(N, *O)`, rewards `(N,)`, terminated `(N,)`, truncated `(N,)`, infos.
 
         Raises:
-            ValueError: An action has the wrong shape or is not finite, or `reset` was not called.
+            ValueError: An action has the wrong shape or is not finite or not in the space, or
+                `reset` was not called.
         """
         actions = self._read_actions(actions)
         active = ~(self._terminated | self._truncated)
         self._elapsed += active
         rewards = np.where(active, self._advance(actions, active), 0.0)
-        self._truncated |= active & (self._elapsed >= self.episode_limit) & ~self._terminated
+        if self.episode_limit is not None:
+            self._truncated |= active & (self._elapsed >= self.episode_limit) & ~self._terminated
         terminated, truncated = self._terminated.copy(), self._truncated.copy()
         return self._observe(), rewards, terminated, truncated, self._info()
 
     @abstractmethod
-    def _begin(self, row: int, generator: Generator) -> None:
-        """Draw the state of one new episode; all its randomness comes from `generator`."""
+    def _start(self, row: int, seed: int | None) -> None:
+        """Begin an episode in one row; `seed` alone decides it, None goes on from the last one."""
 
     def _begun(self, mask: Bools) -> None:
-        """After `_begin` of all rows under `mask` `(N,)`: refresh what is kept per episode."""
+        """After all rows under `mask` `(N,)` began: refresh what is kept per episode."""
 
     @abstractmethod
     def _advance(self, actions: Array, active: Bools) -> Array:
-        """Move the rows under `active` `(N,)` by `actions` `(N, A)` float64; rewards `(N,)`."""
+        """Move the rows under `active` `(N,)` by `actions` (float64 or int64); rewards `(N,)`."""
 
     @abstractmethod
-    def _observe(self) -> Array:
-        """Fresh array of observations `(N, *O)`."""
+    def _observe(self) -> Any:
+        """Fresh array of observations `(N, *O)`, or a dictionary of them."""
 
     @abstractmethod
-    def _goals(self) -> Array:
-        """Goals `(N, *O)`."""
-
-    @abstractmethod
-    def _quantities(self) -> dict[str, Array]:
-        """Fresh named physical quantities, each float32 `(N, n)`."""
-
     def _info(self) -> dict[str, Any]:
-        return {
-            "goal": self._goals().copy(),
-            "quantities": self._quantities(),
-            "success": self._success.copy(),
-        }
+        """Fresh infos of all rows."""
 
     def _read_mask(self, options: dict[str, Any] | None) -> Bools:
         options = dict(options or {})
@@ -165,9 +155,8 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(
                 f"reset_mask is {mask.dtype} of shape {mask.shape}: give bool ({self.num_envs},)"
             )
-        for row in np.flatnonzero(~mask):
-            if self._generators[row] is None:
-                raise ValueError(f"reset_mask leaves out environment {row}: reset all of them once")
+        for row in np.flatnonzero(~mask & ~self._ever_begun):
+            raise ValueError(f"reset_mask leaves out environment {row}: reset all of them once")
         return mask
 
     def _read_seeds(self, seed: int | Sequence[int | None] | None, mask: Bools) -> list[int | None]:
@@ -187,15 +176,91 @@ class EpisodicVectorEnv(VectorEnv[Array, Array, Array]):
         return chosen
 
     def _read_actions(self, actions: Array) -> Array:
-        if any(generator is None for generator in self._generators):
+        if not self._ever_begun.all():
             raise ValueError("step was called before reset: call reset first")
-        actions = np.asarray(actions, np.float64)
+        space = self.single_action_space
+        actions = np.asarray(actions)
+        if isinstance(space, spaces.Discrete):
+            if actions.dtype.kind not in "iu":
+                raise ValueError(f"actions are {actions.dtype}: a Discrete space takes integers")
+            fit = (actions >= 0) & (actions < space.n)
+        else:
+            actions = np.asarray(actions, np.float64)
+            fit = np.isfinite(actions)
         if actions.shape != self.action_space.shape:
             raise ValueError(f"actions have shape {actions.shape}: give {self.action_space.shape}")
-        if not np.isfinite(actions).all():
-            rows = np.flatnonzero(~np.isfinite(actions).all(axis=1)).tolist()
-            raise ValueError(f"actions of environments {rows} are not finite: check the policy")
+        if not fit.all():
+            rows = np.flatnonzero(~fit.reshape(self.num_envs, -1).all(axis=1)).tolist()
+            wrong = f"not in {space}" if isinstance(space, spaces.Discrete) else "not finite"
+            raise ValueError(f"actions of environments {rows} are {wrong}: check the policy")
         return actions
+
+
+class EpisodicVectorEnv(MaskedResetVectorEnv):
+    """Abstract: `N = num_envs` independent episodes in arrays with a leading axis `N`.
+
+    A subclass holds the state, and implements `_begin`, `_advance`, `_observe`, `_goals` and
+    `_quantities`. It may set `_terminated` and `_success` (both `(N,)`) in `_advance`.
+
+    Args:
+        num_envs: Number of episodes side by side, `N`.
+        observation_space: Space of one observation.
+        action_dim: `A`; actions are in [-1, 1].
+        control_step_seconds: Seconds between two actions.
+        episode_limit: Steps after which an episode is truncated.
+        render_mode: `rgb_array` or None.
+
+    Raises:
+        ValueError: `num_envs` or `episode_limit` is below 1, or the render mode is unknown.
+    """
+
+    episode_limit: int
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        observation_space: Space[Any],
+        action_dim: int,
+        control_step_seconds: float,
+        episode_limit: int,
+        render_mode: str | None,
+    ) -> None:
+        super().__init__(
+            num_envs,
+            observation_space=observation_space,
+            action_space=spaces.Box(-1.0, 1.0, (action_dim,), np.float32),
+            control_step_seconds=control_step_seconds,
+            episode_limit=episode_limit,
+            render_mode=render_mode,
+        )
+        self._generators: list[Generator | None] = [None] * num_envs
+
+    def _start(self, row: int, seed: int | None) -> None:
+        generator = self._generators[row]
+        if seed is not None or generator is None:
+            generator = np.random.default_rng(seed)
+            self._generators[row] = generator
+        self._begin(row, generator)
+
+    @abstractmethod
+    def _begin(self, row: int, generator: Generator) -> None:
+        """Draw the state of one new episode; all its randomness comes from `generator`."""
+
+    @abstractmethod
+    def _goals(self) -> Array:
+        """Goals `(N, *O)`."""
+
+    @abstractmethod
+    def _quantities(self) -> dict[str, Array]:
+        """Fresh named physical quantities, each float32 `(N, n)`."""
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "goal": self._goals().copy(),
+            "quantities": self._quantities(),
+            "success": self._success.copy(),
+        }
 
 
 class SingleEnv(Env[Array, Array]):

@@ -6,15 +6,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 from forethought import envs
-from forethought.agent import Agent, Configurator, Cost, IntrinsicCost, Mode, Policy
+from forethought.agent import (
+    Agent,
+    Configurator,
+    Cost,
+    Critic,
+    CriticStage,
+    Mode,
+    Policy,
+    Task,
+)
 from forethought.envs import EnvSpec
 from forethought.planners import Planner
 from forethought.worldmodel import (
     JEPA,
-    ImagePerception,
+    Actions,
+    AutoPerception,
     JointStage,
     Perception,
     Predictor,
@@ -29,19 +39,53 @@ class Collection:
     """What is collected before training.
 
     Args:
-        episodes: number of episodes; their seeds begin at 0 and stay below 10^6.
-        num_envs: environments side by side.
+        episodes: number of episodes; by default as many as `decisions` take. Their seeds begin at
+            0 and stay below 10^6.
+        decisions: number of decisions, where `episodes` is not given; the last episode is finished.
+        num_envs: environments side by side, in each process.
         policy: the behaviour policy.
+        workers: processes that collect.
+        length: decisions after which an episode is cut, if it has not ended by then; by default
+            the environment decides.
     """
 
-    episodes: int = 1600
-    num_envs: int = 64
+    episodes: int | None = None
+    decisions: int = 20_000
+    num_envs: int = 16
     policy: envs.Policy = envs.Smooth()  # noqa: RUF009 - frozen
+    workers: int = 1
+    length: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"collection.{name} is {getattr(self, name)}: choose 1 or more")
+        for name in ("episodes", "decisions", "num_envs", "workers", "length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"collection.{name} is {value}: choose 1 or more")
+
+
+@dataclass(frozen=True)
+class Round:
+    """A later round: the agent collects with its planner, then everything goes on training.
+
+    Args:
+        episodes: episodes that the agent collects.
+        noise: standard deviation of Gaussian noise on its actions; with discrete actions the
+            probability of a random one.
+        share: share of every stage's steps that a round takes.
+        last: the same for the last round.
+    """
+
+    episodes: int = 4
+    noise: float = 0.1
+    share: float = 0.5
+    last: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"round.episodes is {self.episodes}: choose 1 or more")
+        for name in ("noise", "share", "last"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"round.{name} is {getattr(self, name)}: choose 0 or more, finite")
 
 
 @dataclass(frozen=True)
@@ -51,23 +95,63 @@ class Model:
     Args:
         perception: encoder class.
         predictor: predictor class.
+        action_embedding: size of a learned embedding of discrete actions; 0 takes them one-hot.
     """
 
-    perception: Callable[[EnvSpec], Perception] = ImagePerception
+    perception: Callable[[EnvSpec], Perception] = AutoPerception
     predictor: Callable[[int, int], Predictor] = ResidualMLP
+    action_embedding: int = 0
+
+    def __post_init__(self) -> None:
+        if self.action_embedding < 0:
+            raise ValueError(f"model.action_embedding is {self.action_embedding}: choose 0 or more")
+
+
+@dataclass(frozen=True)
+class ReadoutStage:
+    """The readouts, on windows of cached latents.
+
+    Args:
+        steps: number of updates.
+        batch: windows per update.
+        unroll: predicted steps per window.
+    """
+
+    steps: int = 800
+    batch: int = 32
+    unroll: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "unroll"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"stages.readouts.{name} is {getattr(self, name)}: choose 1 or more"
+                )
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The training stages.
+    """The training stages, in their order.
 
     Args:
         joint: perception and predictor together.
         predictor: the predictor alone, on cached latents.
+        readouts: the heads that read named quantities.
+        critic: the critic, where the task has an intrinsic cost.
+        critic_from: first round that trains the critic. It predicts what follows from the behaviour
+            in the data: in round 0 that is the first collection's, and what follows from random
+            actions misleads a planner (LOG.md). 0 suits data of somebody who knew the task.
     """
 
     joint: JointStage = JointStage()  # noqa: RUF009 - frozen
     predictor: PredictorStage = PredictorStage()  # noqa: RUF009 - frozen
+    readouts: ReadoutStage = ReadoutStage()
+    critic: CriticStage = CriticStage()  # noqa: RUF009 - frozen
+    critic_from: int = 1
+
+    def __post_init__(self) -> None:
+        if self.critic_from < 0:
+            raise ValueError(f"stages.critic_from is {self.critic_from}: choose 0 or more")
 
 
 def device_of(name: str) -> torch.device:
@@ -93,38 +177,65 @@ def build_model(model: Model, spec: EnvSpec, device: torch.device, seed: int) ->
     """A world model for environments like `spec`, initialised from `seed`.
 
     Raises:
-        ValueError: the action space is not a box in [-1, 1].
+        ValueError: the action space is neither a box in [-1, 1] nor discrete.
     """
     space = spec.action_space
-    if not isinstance(space, Box) or (space.low != -1).any() or (space.high != 1).any():
-        raise ValueError(
-            f"{spec.id} has the action space {space}: this version needs a Box in [-1, 1]"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if isinstance(space, Discrete):
+            actions = Actions(int(space.n), discrete=True, embedding=model.action_embedding)
+        elif isinstance(space, Box) and (space.low == -1).all() and (space.high == 1).all():
+            actions = Actions(spec.action_dim)
+        else:
+            raise ValueError(
+                f"{spec.id} has the action space {space}: make it with forethought.envs.make, "
+                "which rescales boxes to [-1, 1]"
+            )
         perception = model.perception(spec)
-        jepa = JEPA(perception, model.predictor(perception.latent_dim, spec.action_dim))
+        predictor = model.predictor(perception.latent_dim, actions.dim)
+        jepa = JEPA(perception, predictor, actions)
     return jepa.to(device)
 
 
 def build_readouts(jepa: JEPA, sizes: Mapping[str, int], seed: int) -> Readouts:
     """Readouts of named quantities, initialised from `seed`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 1)
         return Readouts(jepa.latent_dim, sizes).to(jepa.device)
 
 
-def build_policy(jepa: JEPA, seed: int) -> Policy:
+def build_critic(jepa: JEPA, task: Task, discount: float, seed: int) -> Critic:
+    """A critic of the task's intrinsic terms, initialised from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 2)
+        return Critic(jepa.latent_dim, len(task.terms), discount).to(jepa.device)
+
+
+def build_policy(jepa: JEPA, task: Task, seed: int) -> Policy:
     """A policy for the states of `jepa`, initialised from `seed`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Policy(jepa.latent_dim, jepa.action_dim).to(jepa.device)
+        torch.manual_seed(seed + 3)
+        policy = Policy(
+            jepa.latent_dim, jepa.action_dim, goal=task.goal, discrete=jepa.actions.discrete
+        )
+        return policy.to(jepa.device)
 
 
 def build_agent(
-    jepa: JEPA, cost: Cost, planner: Planner, *, mode: Mode = 2, policy: Policy | None = None
+    jepa: JEPA,
+    spec: EnvSpec,
+    task: Task,
+    cost: Cost,
+    planner: Planner,
+    *,
+    readouts: Readouts | None = None,
+    critic: Critic | None = None,
+    mode: Mode = 2,
+    policy: Policy | None = None,
 ) -> Agent:
-    """An agent around a trained world model, every gradient switched off."""
-    bank = IntrinsicCost()
-    jepa = jepa.eval().requires_grad_(False)
-    return Agent(jepa, bank, Configurator(cost, bank, mode), planner, policy)
+    """An agent around trained modules, every gradient of theirs switched off."""
+    for module in (jepa, readouts, critic):
+        if module is not None:
+            module.eval().requires_grad_(False)
+    configurator = Configurator(cost, task, spec.control_step_seconds, mode)
+    return Agent(jepa, configurator, planner, readouts, critic, policy)

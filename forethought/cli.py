@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +20,10 @@ VERBS = {
     "evaluate": ("running", "evaluate a run on held-out episodes, with baselines"),
     "distill": ("running", "compile a run's plans into a policy"),
     "act": ("running", "let a run's agent act, with a video if wanted"),
-    "show": ("running", "show what is in a run folder"),
+    "show": ("inspecting", "show what is in a run folder, or compare two"),
+    "envs": ("inspecting", "list environments, or show one"),
+    "data": ("inspecting", "check and describe a data set; import and export"),
+    "completion": ("completion", "print a script that lets bash or zsh complete words"),
 }
 FROM_RUN = {"evaluate", "distill", "act"}
 
@@ -40,11 +46,52 @@ def call(verb: str, argv: Sequence[str]) -> Any:
         if words[0].startswith("-"):
             raise ValueError(f"give the run folder first: forethought {verb} RUN {words[0]} ...")
         trust = "--trust=true" in normalised(parser, words)
-        words = defaults_from_run(Path(words[0]), trust=trust) + words
+        words = defaults_from_run(Path(words[0]), verb, trust=trust) + words
+    if verb == "train" and "--resume=true" in _joined(normalised(parser, words)):
+        words = resumed(parser, words)
     arguments, resolved = parse(parser, words)
     if verb == "train":
         arguments["resolved"] = resolved
     return function(**arguments)
+
+
+def resumed(parser: Any, words: list[str]) -> list[str]:
+    """Words that go on with the run they name: its configuration, and what may differ from it.
+
+    Raises:
+        ValueError: an option that the run has decided already.
+    """
+    from forethought.parser import normalised
+    from forethought.run_folder import RunFolder
+
+    given = {}
+    for word in _joined(normalised(parser, words)):
+        if word.startswith("-"):
+            name, _, value = word.lstrip("-").partition("=")
+            given[name] = value
+    if {"h", "help"} & set(given):
+        return words
+    decided = sorted(set(given) - {"resume", "run", "device", "threads"})
+    if decided:
+        raise ValueError(
+            f"--resume goes on with the run's own configuration, so {', '.join(decided)} cannot "
+            "be given: leave it out, or train another run"
+        )
+    if not given.get("run"):
+        raise ValueError("--resume needs the run to go on with: give --run RUN")
+    folder = RunFolder.open(Path(given["run"]))
+    return ["--config", folder.config.read_text() + "\n", *words]
+
+
+def _joined(words: list[str]) -> list[str]:
+    """`--name value` as `--name=value`."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def usage() -> str:
@@ -69,26 +116,87 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"forethought {version('forethought')}\n")
         return 0
     if verb not in VERBS:
-        sys.stderr.write(f"forethought: no verb {verb!r}: use one of {', '.join(VERBS)}\n")
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}? There are" if near else "use one of"
+        sys.stderr.write(f"forethought: no verb {verb!r}: {hint} {', '.join(VERBS)}\n")
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from forethought.worldmodel import NonFiniteLossError
-
+    be_heard()
     try:
         result = call(verb, rest)
-    except (ValueError, OSError, NonFiniteLossError) as error:
-        if os.environ.get("FORETHOUGHT_DEBUG"):
-            raise
-        sentence = " ".join(str(error).split())
-        sys.stderr.write(f"forethought {verb}: {sentence}\n")
-        return 2
+        if verb == "evaluate":
+            from rich.console import Console
+
+            from forethought.inspecting import table_of
+
+            Console().print(table_of(result, result[0]["task"]))
     except KeyboardInterrupt:
-        sys.stderr.write(f"forethought {verb}: stopped\n")
+        sys.stderr.write(f"forethought {verb}: stopped{how_to_go_on(verb, rest)}\n")
         return 130
-    if verb == "evaluate":
-        from rich.console import Console
-
-        from forethought.running import table_of
-
-        Console().print(table_of(result, result[0]["task"]))
+    except Exception as error:
+        if os.environ.get("FORETHOUGHT_DEBUG") or not is_users(error):
+            raise
+        said = sentence_of(error)
+        if verb == "train" and (isinstance(error, ChildProcessError) or is_full(error)):
+            said += how_to_go_on(verb, rest)
+        sys.stderr.write(f"forethought {verb}: {said}\n")
+        return 2
     return 0
+
+
+def be_heard() -> None:
+    """Let our own messages through to stderr, and of libraries' only warnings that matter."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("forethought").setLevel(logging.INFO)
+    # GLFW says so on every machine without a screen, where nobody wants a window.
+    warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")
+
+
+# Errors that users can cause and that are none of Python's, with the module that has them: nobody
+# can have raised them before it was loaded.
+_OTHERS = (
+    ("forethought.worldmodel", "NonFiniteLossError"),
+    ("gymnasium.error", "Error"),
+    ("safetensors", "SafetensorError"),
+    ("torch", "OutOfMemoryError"),
+)
+
+
+def is_users(error: Exception) -> bool:
+    """Whether a user can cause such an error, so that one sentence says more than a traceback."""
+    kinds = [getattr(sys.modules.get(module), name, None) for module, name in _OTHERS]
+    users = (ValueError, OSError, ImportError, MemoryError, *filter(None, kinds))
+    return isinstance(error, users)
+
+
+def sentence_of(error: Exception) -> str:
+    """One line about what is wrong, and what can be done."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and error.name and said.startswith("No module"):
+        return f"{said}: install it, or leave out what needs it"
+    if type(error).__name__ in {"MemoryError", "OutOfMemoryError"}:
+        return f"out of memory ({said}): choose smaller batches, pictures or models"
+    if not isinstance(error, OSError) or error.errno is None:
+        return said
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    if is_full(error):
+        return f"{what}: make room and run it again; files written before are as they were"
+    return f"{what}: choose another place, or see who may read and write there"
+
+
+def is_full(error: Exception) -> bool:
+    """Whether there is no room for a file."""
+    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    return isinstance(error, OSError) and error.errno in full
+
+
+def how_to_go_on(verb: str, words: Sequence[str]) -> str:
+    """What a user can do who has stopped a verb."""
+    if verb == "collect":
+        return "; the same command goes on from the shards that are written"
+    if verb != "train":
+        return ""
+    options = dict(word.partition("=")[::2] for word in _joined(list(words)))
+    run = options.get("--run", "runs/run")
+    if not (Path(run) / "config.yaml").is_file():
+        return ""
+    return f"; go on with: forethought train --resume --run {run}"

@@ -14,7 +14,8 @@ from rich.console import Console
 from forethought import envs, pictures
 from forethought.agent import AgentController, AgentState, held_out_seeds, run_episodes
 from forethought.cli import call
-from forethought.running import Row, frame_of, load, table_of, write_rows
+from forethought.inspecting import table_of
+from forethought.running import Row, frame_of, load, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def demo(
     device: str = "auto",
     threads: int | None = None,
 ) -> list[Row]:
-    """Learn Two-Rooms from pixels, plan through the door, distill the plans, show the result.
+    """Learn Two-Rooms from pixels and cartpole from vectors: train, plan, distill, evaluate, show.
 
     Args:
         run: folder of the demonstration; an earlier one there is replaced.
@@ -58,12 +59,37 @@ def demo(
         if contact == "slide":
             call("distill", [str(folder), *options, *(brief_distill if short else [])])
         rows += call("evaluate", [str(folder), *options, *(brief_evaluate if short else [])])
+    rows += _control(run / "cartpole", options, short=short)
     write_rows(run / "results.json", rows)
     picture_of(run / "slide", run, device=device, episodes=2 if short else 8, seed=seed)
     console = Console()
-    console.print(table_of(rows, "Two-Rooms from pixels, between rooms, held-out episodes"))
+    console.print(table_of(rows, "Two-Rooms from pixels and cartpole, held-out episodes"))
     console.print(f"rows: {run / 'results.json'}   picture: {run / 'trajectories.png'}")
     console.print(f"watch it plan: {run / 'plan.gif'}   details: forethought show {run / 'slide'}")
+    return rows
+
+
+def _control(folder: Path, options: list[str], *, short: bool) -> list[Row]:
+    """Cartpole-swingup from vectors: a hard-wired cost, a critic, rounds with the planner."""
+    if (folder / "config.yaml").is_file():
+        shutil.rmtree(folder)
+    brief_train = [
+        "--collection.episodes=8",
+        "--rounds=1",
+        "--round.episodes=1",
+        "--stages.joint.steps=20",
+        "--stages.predictor.steps=20",
+        "--stages.readouts.steps=20",
+        "--stages.critic.steps=20",
+        "--planner.starts=2",
+        "--planner.iterations=1",
+    ]
+    train = ["--config=cartpole-swingup", f"--run={folder}"]
+    call("train", [*train, *options, *(brief_train if short else [])])
+    brief_distill = ["--distillation.problems=64", "--distillation.steps=60"]
+    call("distill", [str(folder), *options, *(brief_distill if short else [])])
+    episodes = ["--episodes=2", "--timed-decisions=5"] if short else ["--episodes=20"]
+    rows: list[Row] = call("evaluate", [str(folder), *options, *episodes])
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import re
@@ -10,8 +11,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
+import docstring_parser
 import yaml
 from jsonargparse import (  # type: ignore[attr-defined]
     ActionConfigFile,
@@ -20,10 +22,6 @@ from jsonargparse import (  # type: ignore[attr-defined]
     set_parsing_settings,
 )
 
-from forethought.envs import Policy
-from forethought.planners import Planner
-from forethought.worldmodel import Perception, Predictor
-
 
 def packaged_configs() -> dict[str, Path]:
     """Experiments that ship with the package, by name."""
@@ -31,13 +29,30 @@ def packaged_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-# Parts chosen by class, by the last word of their option.
-PARTS: dict[str, type] = {
-    "planner": Planner,
-    "policy": Policy,
-    "perception": Perception,
-    "predictor": Predictor,
+def packaged_tasks() -> dict[str, Path]:
+    """Tasks that ship with the package, by name."""
+    folder = Path(str(files("forethought.configs"))) / "tasks"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+# Parts chosen by class: the last word of their option, where the class lies that they inherit, and
+# its name. It is imported when it is asked for, because PyTorch takes seconds.
+PARTS: dict[str, tuple[str, str]] = {
+    "planner": ("planners", "Planner"),
+    "policy": ("envs", "Policy"),
+    "perception": ("worldmodel", "Perception"),
+    "predictor": ("worldmodel", "Predictor"),
+    "term": ("agent", "IntrinsicTerm"),
 }
+
+
+def part_of(key: str) -> type | None:
+    """The class that a part must inherit whose option ends in the word `key`."""
+    if key not in PARTS:
+        return None
+    package, name = PARTS[key]
+    part: type = getattr(import_module(f"forethought.{package}"), name)
+    return part
 
 
 def whole_choice(base: type, choice: Any) -> Any:
@@ -75,19 +90,25 @@ def _class_of(base: type, name: str) -> type | None:
         except ImportError:
             return None
         return found if isinstance(found, type) and issubclass(found, base) else None
+    return classes_of(base).get(name)
+
+
+def classes_of(base: type) -> dict[str, type]:
+    """Known classes that inherit `base`, by name."""
     known: dict[str, type] = {}
     queue: list[type] = [base]
     while queue:
         children: list[type] = queue.pop().__subclasses__()
         known |= {child.__name__: child for child in children}
         queue += children
-    return known.get(name)
+    return known
 
 
 def whole_choices(config: Any, key: str = "") -> Any:
     """A configuration in which every choice of class is whole."""
-    if key in PARTS:
-        return whole_choice(PARTS[key], config)
+    part = part_of(key)
+    if part is not None:
+        return whole_choice(part, config)
     if isinstance(config, dict):
         return {name: whole_choices(value, str(name)) for name, value in config.items()}
     return config
@@ -118,12 +139,81 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong with the words as a ValueError."""
-        raise ValueError(" ".join(message.split())) from ex
+        raise ValueError(self._plainly(" ".join(message.split()))) from ex
+
+    def _plainly(self, message: str) -> str:
+        """What jsonargparse says, with a remedy; its own words where they are others."""
+        for pattern, answer in (
+            (r"unrecognized arguments: (--[^\s=]+)", self._no_option),
+            (r"Group '([\w.]+)' does not accept option '([\w.]+)'", self._no_option),
+            (r'Parser key "([\w.]+)": Option \'([\w.]+)\' is not accepted', self._no_argument),
+            (r'Parser key "([\w.]+)": .*: ([\w.]+)$', self._no_class),
+            (r'Parser key "([\w.]+)": Expected a (.+)\. Got value: (.*)$', self._no_value),
+        ):
+            found = re.search(pattern, message)
+            sentence = answer(*found.groups()) if found else ""
+            if sentence:
+                return sentence
+        if message.startswith(("the following arguments are", "unrecognized", "argument ")):
+            return f"{message}: see {self.prog} --help"
+        return message
+
+    def _no_option(self, *path: str) -> str:
+        name = ".".join(path)
+        dashes = "--" if name.startswith("--") else ""
+        near = self._near(name.removeprefix("--").replace("-", "_"))
+        if near and dashes:
+            return f"no option {name}: did you mean --{near.replace('_', '-')}?"
+        if near:
+            return f"no option {name}: did you mean {near}?"
+        if dashes:
+            return f"no option {name}: see {self.prog} --help"
+        return f"{path[-1]!r} is not accepted in {'.'.join(path[:-1])}: leave it out"
+
+    def _near(self, name: str) -> str:
+        """The option most like a name: in its own group, else in any other; or nothing."""
+        known = [action.dest for action in self._actions]
+        group = name.rpartition(".")[0]
+        beside = [dest for dest in known if dest.rpartition(".")[0] == group]
+        near = difflib.get_close_matches(name, beside, 1, 0.7)
+        near = near or difflib.get_close_matches(name, known, 1, 0.8)
+        return near[0] if near else ""
+
+    def _no_argument(self, key: str, name: str) -> str:
+        if part_of(key.rpartition(".")[2]) is None:
+            return self._no_option(key, name)
+        return (
+            f"{key} has no option {name!r}: {self.prog} --{key}.help CLASS lists those of a class"
+        )
+
+    def _no_class(self, key: str, value: str) -> str:
+        word = key.rpartition(".")[2]
+        part = part_of(word)
+        if part is None:
+            return ""
+        package = import_module(f"forethought.{PARTS[word][0]}")
+        ours = [name for name in classes_of(part) if hasattr(package, name)]
+        return (
+            f"{key} is {value!r}, which is no class that can be found: use one of "
+            f"{', '.join(sorted(ours))}, or the import path of your own"
+        )
+
+    def _no_value(self, key: str, expected: str, value: str) -> str:
+        kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+        choices = re.fullmatch(r"typing\.Literal\[(.*)\]", expected)
+        kind = re.fullmatch(r"<class '(\w+)'>", expected)
+        if choices:
+            return f"{key} is {value}: choose one of {choices.group(1)}"
+        if kind and kind.group(1) in kinds:
+            return f"{key} is {value}: give {kinds[kind.group(1)]}"
+        return ""
 
     def format_help(self, formatter: Any = None) -> str:
         """Help with dashes in option names."""
         return re.sub(
-            r"--[\w.]+", lambda m: m.group().replace("_", "-"), super().format_help(formatter)
+            r"--[\w.]+",
+            lambda m: m.group().rstrip("_").replace("_", "-"),
+            super().format_help(formatter),
         )
 
 
@@ -133,6 +223,7 @@ def normalised(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     `--env-options.layout=x` becomes `--env_options.layout=x`, and a boolean option is a flag:
     `--short` and `--no-short` become `--short=true` and `--short=false`.
     """
+    known = {action.dest for action in parser._actions}
     booleans = {action.dest for action in parser._actions if _is_boolean(action)}
     words: list[str] = []
     rest = list(argv)
@@ -143,7 +234,9 @@ def normalised(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        part = PARTS.get(name.rpartition(".")[2])
+        if f"{name}_" in known:  # a keyword of Python, such as --import
+            name += "_"
+        part = part_of(name.rpartition(".")[2])
         if part is not None and (equals or rest):
             chosen = whole_choice(part, yaml.safe_load(value if equals else rest.pop(0)))
             equals, value = "=", chosen if isinstance(chosen, str) else json.dumps(chosen)
@@ -161,19 +254,40 @@ def _is_boolean(action: Any) -> bool:
 
 
 def parser_of(verb: Callable[..., Any], name: str) -> Parser:
-    """A parser whose options are the parameters of `verb`; parameters without default come first.
+    """A parser whose options are the keyword-only parameters of `verb`; the others come first.
 
-    The parameter `resolved` is left out: it is filled with the parsed configuration.
+    Positional parameters with a default may be left out. The parameter `resolved` is left out: it
+    is filled with the parsed configuration. Verbs with a seed are experiments, and read them from
+    a `--config`.
     """
     if "" not in sys.path:
         sys.path.append("")  # a user's own class lies in the working directory
     set_parsing_settings(parse_optionals_as_positionals=False, validate_defaults=False)
     summary = (verb.__doc__ or "").split("\n")[0]
     parser = Parser(prog=f"forethought {name}", description=summary)
-    parser.add_argument("--config", action=ConfigFile, help="packaged experiment or YAML file")
+    parameters = inspect.signature(verb).parameters
+    if "seed" in parameters:
+        parser.add_argument("--config", action=ConfigFile, help="packaged experiment or YAML file")
+    optional = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.default is not parameter.empty
+    }
     parser.add_function_arguments(
-        verb, skip={"resolved"}, as_group=False, as_positional=True, fail_untyped=True
+        verb, skip={"resolved", *optional}, as_group=False, as_positional=True, fail_untyped=True
     )
+    for action in parser._actions:
+        if action.dest.endswith("_"):  # a keyword of Python, such as --import
+            action.metavar = action.dest.rstrip("_").upper()
+    types = get_type_hints(verb)
+    helps = {
+        item.arg_name: item.description for item in docstring_parser.parse_from_object(verb).params
+    }
+    for name, default in optional.items():
+        parser.add_argument(
+            name, type=types[name], nargs="?", default=default, help=helps.get(name)
+        )
     return parser
 
 

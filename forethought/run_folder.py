@@ -7,8 +7,10 @@ The files of a run:
         environment.json     versions, commit, machine, seed, time
         metrics.jsonl        one JSON object per logged step; also in tensorboard/
         tensorboard/
+        task.yaml            what the agent minimises
         data/                shards, where `train` collected them
-        model.safetensors    perception, predictor, readouts
+        model.safetensors    perception, predictor, readouts, critic
+        snapshot.safetensors what an interrupted training goes on from
         policy.safetensors   Mode-1's policy, after `distill`
         diagnostics.json     what the latent state is worth
         results.json         rows of the last evaluation
@@ -26,13 +28,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, Any, TextIO
 
 from forethought.envs.shard import replace_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +82,27 @@ def environment() -> dict[str, Any]:
     }
 
 
+def packaged_runs() -> dict[str, Path]:
+    """Runs that ship with the package, by name."""
+    folder = Path(str(files("forethought.configs"))) / "runs"
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.yaml"))}
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place for a file before the work whose result it is to hold is done.
+
+    Raises:
+        OSError: a file cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}): choose another") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = "it is a folder" if path.is_dir() else f"{path.parent} is read-only"
+        raise OSError(f"{path} cannot be written ({reason}): choose another")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of one run, and how they are written.
@@ -105,21 +130,34 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             replace_file(folder.config, resolved.encode())
         except OSError as error:
-            raise OSError(f"run folder {path} cannot be written ({error.strerror})") from error
+            raise OSError(
+                f"run folder {path} cannot be written ({error.strerror}): choose another --run"
+            ) from error
         folder.write_json("environment.json", environment() | {"seed": seed})
         return folder
 
     @staticmethod
     def open(path: Path) -> RunFolder:
-        """Open a run that exists.
+        """Open a run that exists, or one that ships with the package by its name.
 
         Raises:
             FileNotFoundError: there is no run at `path`.
         """
         folder = RunFolder(path)
         if not folder.config.is_file():
-            raise FileNotFoundError(f"{path} is no run folder (no config.yaml): train one first")
+            if str(path) in packaged_runs():
+                return RunFolder(packaged_runs()[str(path)])
+            known = ", ".join(packaged_runs()) or "none"
+            raise FileNotFoundError(
+                f"{path} is no run folder (no config.yaml): train one first, or use one that ships "
+                f"with the package ({known})"
+            )
         return folder
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the run ships with the package, and is not to be written to."""
+        return self.path in packaged_runs().values()
 
     @property
     def config(self) -> Path:
@@ -137,9 +175,23 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def snapshot(self) -> Path:
+        """What an interrupted training goes on from."""
+        return self.path / "snapshot.safetensors"
+
+    @property
+    def task(self) -> Path:
+        """What the agent minimises."""
+        return self.path / "task.yaml"
+
+    @property
     def policy(self) -> Path:
         """Checkpoint of the policy."""
         return self.path / "policy.safetensors"
+
+    def write_text(self, path: Path, content: str) -> None:
+        """Write a text file whole."""
+        replace_file(path, content.encode())
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file whole."""
@@ -161,14 +213,22 @@ class Metrics:
 
     Args:
         folder: the run.
+        writes: whether this process writes; of several that train together, one does.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._board = SummaryWriter(str(folder.path / "tensorboard"))
-        self._lines = (folder.path / "metrics.jsonl").open("a", encoding="utf-8")
+    def __init__(self, folder: RunFolder, *, writes: bool = True) -> None:
+        self._board: SummaryWriter | None = None
+        self._lines: TextIO | None = None
+        if writes:
+            from torch.utils.tensorboard import SummaryWriter  # seconds, for PyTorch
+
+            self._board = SummaryWriter(str(folder.path / "tensorboard"))
+            self._lines = (folder.path / "metrics.jsonl").open("a", encoding="utf-8")
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Log the values of one step under `stage/NAME`."""
+        if self._board is None or self._lines is None:
+            return
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
         self._lines.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
@@ -183,5 +243,6 @@ class Metrics:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lines.close()
-        self._board.close()
+        if self._board is not None and self._lines is not None:
+            self._lines.close()
+            self._board.close()

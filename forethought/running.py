@@ -1,4 +1,4 @@
-"""The verbs on a trained run: `evaluate`, `distill`, `act`, `show`.
+"""The verbs on a trained run: `evaluate`, `distill`, `act`.
 
 Their defaults of `planner` and `cost` are those of the run folder when they are called through the
 command line or `forethought.call`, which fills them in.
@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
-from rich.table import Table
+from gymnasium.vector import VectorEnv
+from torch import nn
 
 from forethought import envs, pictures
 from forethought.agent import (
@@ -27,7 +27,6 @@ from forethought.agent import (
     Controller,
     Cost,
     Distillation,
-    IntrinsicCost,
     Mode,
     Outcome,
     PolicyController,
@@ -37,13 +36,22 @@ from forethought.agent import (
     time_decisions,
 )
 from forethought.agent import distill as distill_policy
-from forethought.build import build_agent, build_model, build_policy, build_readouts, device_of
+from forethought.build import (
+    build_agent,
+    build_critic,
+    build_model,
+    build_policy,
+    build_readouts,
+    device_of,
+)
+from forethought.course import progress_bar
 from forethought.envs import Dataset, EnvSpec
 from forethought.envs.shard import replace_file
 from forethought.parser import parse, parser_of, read_yaml, refuse_strangers
 from forethought.planners import Gradient, Planner
-from forethought.run_folder import Metrics, RunFolder, commit
-from forethought.training import progress_bar, set_threads, train
+from forethought.run_folder import Metrics, RunFolder, check_place, commit
+from forethought.tasks import read_task
+from forethought.training import set_threads, train
 from forethought.worldmodel import (
     Readouts,
     encode_dataset,
@@ -76,9 +84,27 @@ class Trained:
     readouts: Readouts
     agent: Agent
 
+    @staticmethod
+    def load(run: str | Path, **options: Any) -> Trained:
+        """Load a run folder, or a run that ships with the package; see `forethought.load`."""
+        return load(run, **options)
+
     def in_mode(self, mode: Mode) -> Agent:
         """The agent in another mode."""
         return replace(self.agent, configurator=replace(self.agent.configurator, mode=mode))
+
+    def make_env(self, num_envs: int = 1, **options: Any) -> VectorEnv[Any, Any, Any]:
+        """The environment the run was trained in, with options that replace the run's."""
+        return envs.make(self.spec.id, num_envs, **{**self.spec.options, **options})
+
+    def controller(self, mode: Mode = 2, seed: int = 0) -> AgentController:
+        """What acts in such environments."""
+        return AgentController(self.in_mode(mode), torch.Generator().manual_seed(seed))
+
+    def play(self, episodes: int = 1, *, mode: Mode = 2, seed: int = 0) -> list[Outcome]:
+        """Act in held-out episodes."""
+        env = self.make_env(min(episodes, 50))
+        return run_episodes(env, self.controller(mode, seed), held_out_seeds(episodes, seed))
 
 
 def load(
@@ -92,7 +118,7 @@ def load(
     """Load a run folder.
 
     Args:
-        run: the folder.
+        run: the folder, or the name of a run that ships with the package.
         planner: plan with this instead of with the run's own planner.
         cost: minimise this instead of the run's own cost.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -108,26 +134,42 @@ def load(
     if not trust:
         _refuse_strangers_in(folder, config)
         refuse_strangers(meta["env"], folder.model)
+    task = read_task(str(folder.task), trust=trust)
     arguments, _ = parse(parser_of(train, "train"), ["--config", yaml.safe_dump(config) + "\n"])
-    if meta.get("intrinsic_cost") != IntrinsicCost().fingerprint():
+    if meta.get("intrinsic_cost") != task.bank.fingerprint():
         raise ValueError(
-            f"{folder.model} was trained with another intrinsic cost: use the version of "
-            "forethought that trained it"
+            f"{folder.model} was trained with another intrinsic cost than {folder.task} holds: put "
+            "the run's own task.yaml back, or use the version of forethought that trained it"
         )
     spec, where = EnvSpec.from_json(meta["env"]), device_of(device)
-    if arguments["env"].endswith(f":{spec.id}"):  # the module that registers it goes with the id
+    if (arguments["env"] or "").endswith(
+        f":{spec.id}"
+    ):  # the module that registers it goes with the id
         spec = replace(spec, id=arguments["env"])
-    jepa = build_model(arguments["model"], spec, where, arguments["seed"])
-    readouts = build_readouts(jepa, meta["readouts"], arguments["seed"])
-    load_checkpoint(folder.model, {"model": jepa, "readouts": readouts})
+    seed = arguments["seed"]
+    jepa = build_model(arguments["model"], spec, where, seed)
+    readouts = build_readouts(jepa, meta["readouts"], seed)
+    modules: dict[str, nn.Module] = {"model": jepa, "readouts": readouts}
+    critic = None
+    if meta["discount"] is not None:
+        critic = build_critic(jepa, task, meta["discount"], seed)
+        modules["critic"] = critic
+    load_checkpoint(folder.model, modules)
     policy = None
     if folder.policy.exists():
-        policy = build_policy(jepa, arguments["seed"]).eval().requires_grad_(False)
+        policy = build_policy(jepa, task, seed).eval().requires_grad_(False)
         load_checkpoint(folder.policy, {"policy": policy})
     agent = build_agent(
-        jepa, cost or arguments["cost"], planner or arguments["planner"], policy=policy
+        jepa,
+        spec,
+        task,
+        cost or arguments["cost"],
+        planner or arguments["planner"],
+        readouts=readouts,
+        critic=critic,
+        policy=policy,
     )
-    return Trained(folder, arguments, spec, readouts.eval().requires_grad_(False), agent)
+    return Trained(folder, arguments, spec, readouts, agent)
 
 
 def _refuse_strangers_in(folder: RunFolder, config: dict[str, Any]) -> None:
@@ -136,13 +178,14 @@ def _refuse_strangers_in(folder: RunFolder, config: dict[str, Any]) -> None:
     refuse_strangers(named, folder.config)
 
 
-def defaults_from_run(run: Path, *, trust: bool = False) -> list[str]:
-    """Command-line words that make the run's planner and cost the defaults of a verb."""
+def defaults_from_run(run: Path, verb: str, *, trust: bool = False) -> list[str]:
+    """Command-line words that make the run's own choices the defaults of a verb."""
     folder = RunFolder.open(run)
     config = read_yaml(folder.config)
     if not trust:  # parsing them would import them
         _refuse_strangers_in(folder, config)
-    kept = {name: config[name] for name in ("planner", "cost") if name in config}
+    choices = ("planner", "cost", *(("distillation",) if verb == "distill" else ()))
+    kept = {name: config[name] for name in choices if name in config}
     return ["--config", yaml.safe_dump(kept) + "\n"]
 
 
@@ -184,6 +227,8 @@ def evaluate(
     Returns:
         One row per controller, also written to `results.json` in the run folder.
     """
+    if json is not None:
+        check_place(json)
     set_threads(threads)
     trained = load(run, planner=planner, cost=cost, device=device, trust=trust)
     options = {**trained.spec.options, **(env_options or {})}
@@ -194,13 +239,13 @@ def evaluate(
         for baseline in BASELINES if known else ("random",):
             rng = np.random.default_rng(seed)
             policy = BASELINES[baseline]
-            contenders[baseline] = PolicyController(policy, trained.spec.action_dim, rng)
+            contenders[baseline] = PolicyController(policy, trained.spec.action_space, rng)
     for mode in chosen:
         generator = torch.Generator().manual_seed(seed)
         contenders[mode] = AgentController(trained.in_mode(mode), generator)
     seeds = held_out_seeds(episodes, seed)
-    batch = envs.make(trained.spec.id, min(num_envs, episodes), **options)
-    single = envs.make(trained.spec.id, 1, **options)
+    batch = trained.make_env(min(num_envs, episodes), **options)
+    single = trained.make_env(1, **options)
     outcomes: dict[str | Mode, list[Outcome]] = {}
     rows: list[Row] = []
     for name, controller in contenders.items():
@@ -220,7 +265,8 @@ def evaluate(
             subset = rows[-1] | summarise(hard)
             subset["protocol"] = f"{common['protocol']}, only where greedy fails"
             rows.append(subset)
-    trained.folder.write_json("results.json", rows)
+    if not trained.folder.packaged:
+        trained.folder.write_json("results.json", rows)
     if json is not None:
         write_rows(json, rows)
     return rows
@@ -242,7 +288,10 @@ def _where_greedy_fails(
 def _common_keys(trained: Trained, seed: int, options: dict[str, Any]) -> Row:
     """What all rows of one evaluation share."""
     training = trained.folder.read_json("training.json") or {}
-    setting = trained.agent.configurator.cost
+    setting, task = trained.agent.configurator.cost, trained.agent.configurator.task
+    minimised = (f"goal distance {setting.reduction}, " if task.goal else "") + (
+        f"terms {', '.join(task.terms)}, " if task.has_cost else ""
+    )
     words = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return {
         "environment_steps": training.get("environment_steps"),
@@ -251,7 +300,7 @@ def _common_keys(trained: Trained, seed: int, options: dict[str, Any]) -> Row:
         "commit": commit(),
         "device": str(trained.agent.model.device),
         "protocol": f"held-out seeds from {held_out_seeds(1, seed)[0]}; {words or 'defaults'}; "
-        f"goal distance {setting.reduction}, horizon {setting.horizon}; {trained.agent.planner}",
+        f"{minimised}horizon {setting.horizon}; {trained.agent.planner}",
     }
 
 
@@ -259,33 +308,6 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     """Write result rows as a JSON list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, (json.dumps(rows, indent=2) + "\n").encode())
-
-
-def table_of(rows: list[Row], title: str) -> Table:
-    """The rows as a table for the terminal."""
-    table = Table(title=title)
-    for column in ("mode", "where", "planner"):
-        table.add_column(column)
-    for column in ("episodes", "result", "95 %", "ms", "95th ms"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        succeeds = "success_rate" in row
-        scale = 100 if succeeds else 1
-        value = row["success_rate"] if succeeds else row["return_mean"]
-        name = f"Mode-{row['mode']}" if isinstance(row["mode"], int) else row["mode"]
-        notable = {"contact=stop": "contact stop", "only where greedy fails": "greedy fails"}
-        where = ", ".join(words for key, words in notable.items() if key in row["protocol"])
-        table.add_row(
-            name,
-            where,
-            row["planner"] or "",
-            str(row["episodes"]),
-            f"{scale * value:.0f}" + (" %" if succeeds else ""),
-            f"{scale * row['ci95_low']:.0f} to {scale * row['ci95_high']:.0f}",
-            f"{row['ms_per_decision']:.2f}",
-            f"{row['p95_ms']:.2f}",
-        )
-    return table
 
 
 def distill(
@@ -318,9 +340,11 @@ def distill(
     """
     set_threads(threads)
     trained = load(run, planner=planner, cost=cost, device=device, trust=trust)
+    if trained.folder.packaged:
+        raise ValueError(f"{run} ships with the package and is not changed: copy its folder first")
     source = data or trained.arguments["data"] or trained.folder.data
     states = encode_dataset(trained.agent.model, Dataset.open(source)).states
-    policy = build_policy(trained.agent.model, seed)
+    policy = build_policy(trained.agent.model, trained.agent.configurator.task, seed)
     generator = torch.Generator().manual_seed(seed)
     total = distillation.rounds * distillation.problems
     with Metrics(trained.folder) as metrics, progress_bar("distill: plans", total) as bar:
@@ -372,8 +396,10 @@ def act(
     set_threads(threads)
     if video is not None and video.suffix not in {".gif", ".mp4"}:
         raise ValueError(f"video file {video} must end in .gif or .mp4")
+    if video is not None:
+        check_place(video)
     trained = load(run, planner=planner, cost=cost, device=device, trust=trust)
-    env = envs.make(trained.spec.id, 1, **{**trained.spec.options, **(env_options or {})})
+    env = trained.make_env(1, **(env_options or {}))
     drawn_here = trained.spec.id in envs.GEOMETRIES
     if video is not None and not drawn_here and env.render_mode != "rgb_array":
         raise ValueError(
@@ -444,35 +470,3 @@ def frame_of(
             paths=lines,
         )
     )
-
-
-def show(run: Path) -> None:
-    """Show what is in a run folder: training, diagnostics, results.
-
-    Args:
-        run: run folder.
-    """
-    folder = RunFolder.open(run)
-    console = Console()
-    about = folder.read_json("environment.json") or {}
-    training = folder.read_json("training.json")
-    console.print(f"[bold]{run}[/bold]  commit {about.get('commit')}  {about.get('time')}")
-    if training is None:
-        console.print("training has not come to its end")
-    else:
-        console.print(
-            f"{training['environment_steps']} environment steps, "
-            f"{training['train_seconds']:.0f} s of training"
-        )
-    report = folder.read_json("diagnostics.json")
-    if report:
-        table = Table(title="diagnostics")
-        table.add_column("name")
-        table.add_column("value", justify="right")
-        for name, value in report.items():
-            table.add_row(name, f"{value:.4g}")
-        console.print(table)
-    rows = folder.read_json("results.json")
-    if rows:
-        console.print(table_of(rows, rows[0]["task"]))
-    console.print(f"curves: tensorboard --logdir {folder.path / 'tensorboard'}")

@@ -4,46 +4,44 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from forethought import envs, pictures
-from forethought.agent import Cost, IntrinsicCost, violation_rate
+from forethought.agent import (
+    REACH,
+    Agent,
+    Cost,
+    Distillation,
+    Task,
+    gradient_agreement,
+    task_from_reward,
+    violation_rate,
+)
 from forethought.build import (
     Collection,
     Model,
+    Round,
     Stages,
+    build_agent,
     build_model,
-    build_readouts,
     device_of,
 )
-from forethought.envs import HELD_OUT_SEED, Dataset
+from forethought.course import Course, Plan, environment_steps, progress_bar, quantities_of
+from forethought.envs import HELD_OUT_SEED, Dataset, EnvSpec
 from forethought.planners import Gradient, Planner
 from forethought.run_folder import Metrics, RunFolder
-from forethought.worldmodel import (
-    JEPA,
-    LatentData,
-    Losses,
-    Objective,
-    Readouts,
-    diagnose,
-    encode_dataset,
-    save_checkpoint,
-    train_joint,
-    train_predictor,
-)
+from forethought.tasks import read_task, task_for, task_yaml
+from forethought.worldmodel import JEPA, LatentData, Losses, Readouts, diagnose, ranks
 
 logger = logging.getLogger(__name__)
 
-OnStep = Callable[[int, dict[str, float]], None]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def set_threads(threads: int | None) -> None:
@@ -52,30 +50,6 @@ def set_threads(threads: int | None) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}: choose 1 or more")
         torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A progress bar: `to` says how much is done in all, `by` how much more."""
-
-    progress: Progress
-    task: TaskID
-
-    def to(self, done: int) -> None:
-        """So much is done in all."""
-        self.progress.update(self.task, completed=done)
-
-    def by(self, more: int) -> None:
-        """So much more is done."""
-        self.progress.advance(self.task, more)
-
-
-@contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Bar]:
-    """A progress bar in the terminal."""
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}"))
-    with Progress(*columns, TimeElapsedColumn()) as progress:
-        yield Bar(progress, progress.add_task(title, total=total))
 
 
 def collect(
@@ -92,7 +66,7 @@ def collect(
 
     Args:
         data: folder of the data set.
-        env: Gymnasium id of the environment.
+        env: environment id, of Gymnasium or `dm_control/DOMAIN-TASK`.
         env_options: options of the environment.
         collection: how much, how wide, by which behaviour policy.
         seed: seed of the behaviour policy; episodes have the seeds that follow those stored.
@@ -100,39 +74,93 @@ def collect(
         threads: as for the other verbs.
 
     Returns:
-        Number of environment steps collected.
+        Number of environment steps in the data set.
     """
     set_threads(threads)
     device_of(device)
-    before = Dataset.open(data) if (data / "index.json").exists() else None
-    first = int(before.arrays("seed").max()) + 1 if before is not None else 0
-    vector_env = envs.make(env, collection.num_envs, **(env_options or {}))
-    with progress_bar("collect episodes", collection.episodes) as bar:
+    if collection.episodes is not None:
+        _collect_episodes(data, env, env_options, collection, collection.episodes, seed)
+    else:
+        total = _decisions(data) + collection.decisions
+        _collect_decisions(data, env, env_options, collection, total, seed)
+    return environment_steps(Dataset.open(data))
+
+
+def _collect_decisions(
+    data: Path,
+    env: str,
+    env_options: dict[str, Any] | None,
+    collection: Collection,
+    total: int,
+    seed: int,
+) -> None:
+    """Collect episodes until the data set holds `total` decisions."""
+    while (missing := total - _decisions(data)) > 0:
+        begun = envs.unfinished_episodes(data)
+        length = _episode_length(data, env, env_options, collection)
+        episodes = begun or max(1, round(missing / length))
+        _collect_episodes(data, env, env_options, collection, episodes, seed)
+
+
+def _collect_episodes(
+    data: Path,
+    env: str,
+    env_options: dict[str, Any] | None,
+    collection: Collection,
+    episodes: int,
+    seed: int,
+) -> None:
+    with progress_bar("collect episodes", episodes) as bar:
         envs.collect_to(
             data,
-            vector_env,
+            env,
             collection.policy,
-            collection.episodes,
-            first_seed=first,
-            generator=np.random.default_rng([seed, first]),
+            episodes,
+            options=env_options,
+            seed=seed,
+            num_envs=collection.num_envs,
+            workers=collection.workers,
+            length=collection.length,
             on_progress=bar.to,
         )
-    return Dataset.open(data).steps - (before.steps if before is not None else 0)
+
+
+def _decisions(data: Path) -> int:
+    """Decisions that a data set holds, 0 where there is none yet."""
+    return Dataset.open(data).steps if (data / "index.json").exists() else 0
+
+
+def _episode_length(
+    data: Path, env: str, env_options: dict[str, Any] | None, collection: Collection
+) -> float:
+    """Decisions of an episode: those seen on average, or at most."""
+    if (data / "index.json").exists():
+        held = Dataset.open(data)
+        return held.steps / held.episodes
+    limit = _spec_of(env, env_options).episode_limit
+    return min(limit, collection.length or limit)
 
 
 def train(
     *,
     resolved: str,
     run: Path = Path("runs/run"),
-    env: str = "forethought/TwoRooms-v0",
+    env: str | None = None,
     env_options: dict[str, Any] | None = None,
+    task: str | None = None,
     collection: Collection = Collection(),  # noqa: B008 - frozen
     data: Path | None = None,
     model: Model = Model(),  # noqa: B008 - frozen
     losses: Losses = Losses(),  # noqa: B008 - frozen
     stages: Stages = Stages(),  # noqa: B008 - frozen
+    rounds: int = 0,
+    round: Round = Round(),  # noqa: B008 - frozen; the option's name
     cost: Cost = Cost(),  # noqa: B008 - frozen
     planner: Planner = Gradient(),  # noqa: B008 - frozen
+    distillation: Distillation = Distillation(),  # noqa: B008 - frozen
+    precision: Precision = "auto",
+    resume: bool = False,
+    check: bool = False,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -142,15 +170,25 @@ def train(
     Args:
         resolved: this call as YAML, kept with the run; the command line writes it.
         run: run folder to make.
-        env: Gymnasium id of the environment.
-        env_options: options of the environment, for training and evaluation.
+        env: environment id, of Gymnasium or `dm_control/DOMAIN-TASK`; by default that of `data`.
+        env_options: options of the environment, for training and evaluation; by default those of
+            `data`.
+        task: what the agent will minimise: a packaged task, a YAML file, `reach` (the goal that
+            the environment gives) or `reward` (a cost learned from rewards). By default the
+            packaged task written for the environment, else `reach` or `reward`.
         collection: what is collected where `data` is not given.
         data: folder of a data set; without it, data are collected into the run folder.
         model: perception and predictor.
         losses: weights of the joint stage's loss terms.
         stages: lengths and rates of the training stages.
-        cost: what the agent will minimise; not used in training.
-        planner: how the agent will plan; not used in training.
+        rounds: how often the agent collects with its planner and goes on training.
+        round: how such a round goes.
+        cost: how the agent sums energies up.
+        planner: how the agent plans.
+        distillation: how `distill` will compile plans into a policy; not used in training.
+        precision: of the joint stage; `auto` is bfloat16 on CUDA and float32 elsewhere.
+        resume: go on with the run that is there; its own configuration counts.
+        check: only check that everything fits together, and write nothing.
         seed: seed of everything.
         device: `auto`, `cpu`, `cuda` or `mps`.
         threads: CPU threads of PyTorch; by default its own choice.
@@ -159,64 +197,245 @@ def train(
         The run folder.
     """
     set_threads(threads)
+    if rounds < 0:
+        raise ValueError(f"rounds is {rounds}: choose 0 or more")
     where = device_of(device)
+    ranks.start("nccl" if where.type == "cuda" else "gloo")
+    if rounds and data is not None:
+        raise ValueError(
+            "rounds append to the data, but data belongs to somebody else: leave --data out, or "
+            "copy that data set to RUN/data"
+        )
     held = open_data(data, env, env_options) if data is not None else None
     # Made before the folder, so that what does not fit leaves nothing behind.
-    spec = held.spec if held is not None else envs.spec_of(envs.make(env, **(env_options or {})))
+    if held is None and env is None:
+        raise ValueError(
+            "env is not given: choose an environment with --env ID (see `forethought envs`), an "
+            "experiment with --config NAME, or a data set with --data DATA"
+        )
+    spec = held.spec if held is not None else _spec_of(str(env), env_options)
     jepa = build_model(model, spec, where, seed)
-    folder = RunFolder.create(run, resolved, seed)
+    _check_task(task, spec, held)
+    if check:
+        _report_check(spec, jepa, held, collection, rounds, round, task)
+        return RunFolder(run)
+    folder = _folder(run, resolved, seed, resume=resume)
     if held is None:
-        collect(folder.data, env=env, env_options=env_options, collection=collection, seed=seed)
+        if ranks.rank() == 0 and not _collected(folder.data, collection):
+            _collect_for(folder.data, str(env), env_options, collection, seed)
+        ranks.wait()
         held = Dataset.open(folder.data)
     for unroll in (stages.joint.unroll, stages.predictor.unroll):
         held.windows(unroll)  # raises now, not after the first stage, if no episode is that long
-    began = time.perf_counter()
-    generators = [torch.Generator().manual_seed(seed * 1000 + i) for i in range(4)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        objective = Objective(losses, jepa.latent_dim, jepa.action_dim, generators[0]).to(where)
-    with Metrics(folder) as metrics:
-        joint = stages.joint
-        with _stage(metrics, "joint", joint.steps) as on_step:
-            rng = np.random.default_rng([seed, 1])
-            train_joint(jepa, objective, held, joint, rng, on_step)
-        latents = encode_dataset(jepa, held)
-        if stages.predictor.steps:
-            with _stage(metrics, "predictor", stages.predictor.steps) as on_step:
-                train_predictor(jepa, latents, stages.predictor, generators[1], on_step)
-        quantities = quantities_of(held, where)
-        sizes = {name: value.shape[1] for name, value in quantities.items()}
-        readouts = build_readouts(jepa, sizes, seed)
-        if sizes:
-            readouts.fit(latents.states, quantities, generators[2])
+    plan = Plan(losses, stages, rounds, round, cost, planner, seed, _bfloat16(precision, where))
+    course = Course(folder, held.folder, _task(task, folder, held), plan, jepa, held)
+    _say_what_readouts_do(course)
+    with Metrics(folder, writes=ranks.rank() == 0) as metrics:
+        began = time.perf_counter()
+        latents = course.run(metrics)
         seconds = time.perf_counter() - began
-        meta = {
-            "env": held.spec.to_json(),
-            "seed": seed,
-            "readouts": sizes,
-            "intrinsic_cost": IntrinsicCost().fingerprint(),
-        }
-        save_checkpoint(folder.model, {"model": jepa, "readouts": readouts}, meta)
-        spent = {"environment_steps": held.steps, "train_seconds": seconds}
-        folder.write_json("training.json", spent)
-        horizon = min(24, int(latents.remaining.max()))
-        report = diagnose(jepa, latents, readouts, quantities, horizon, generators[3])
-        report |= wall_violations(jepa, readouts, held.spec.id, latents, quantities)
-        metrics.log("diagnostics", joint.steps + stages.predictor.steps, report)
-    folder.write_json("diagnostics.json", report)
-    pictures.training_curves(folder.path / "metrics.jsonl", folder.path / "training.png")
+        if ranks.rank() == 0:
+            _finish(folder, course, latents, metrics, seconds)
+    ranks.wait()
     return folder
 
 
-def open_data(data: Path, env: str, env_options: dict[str, Any] | None) -> Dataset:
-    """Open a data set to train on.
+def _check_task(name: str | None, spec: EnvSpec, held: Dataset | None) -> None:
+    """Refuse a task that needs what neither the data nor the environment give.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such task, or it does not fit.
+    """
+    chosen = name or task_for(spec.id)
+    if chosen in (None, "reward"):
+        return
+    task = read_task(str(chosen))
+    if held is not None:
+        names, goals = set(held.quantity_names), held.has_goals
+    else:
+        made = envs.make(spec.id, **spec.options)
+        _, info = made.reset(seed=0)
+        made.close()
+        names, goals = set(info["quantities"]), "goal" in info
+    told = {*(n for n in names if not n.startswith("goal")), "reward", "terminated"}
+    missing = sorted(set(task.bank.reads) - told - {"state"})
+    if missing:
+        raise ValueError(
+            f"task {chosen} reads {', '.join(missing)}, but {spec.id} tells "
+            f"{', '.join(sorted(told))}: choose another task or environment"
+        )
+    if task.goal and not goals:
+        raise ValueError(
+            f"task {chosen} is to reach a goal, but {spec.id} gives none: choose another task, "
+            "such as --task reward"
+        )
+
+
+def _spec_of(env: str, env_options: dict[str, Any] | None) -> EnvSpec:
+    made = envs.make(env, **(env_options or {}))
+    spec = envs.spec_of(made)
+    made.close()
+    return spec
+
+
+def _folder(run: Path, resolved: str, seed: int, *, resume: bool) -> RunFolder:
+    """The run's folder, made by the first rank."""
+    if not resume and ranks.rank() == 0:
+        RunFolder.create(run, resolved, seed)
+    ranks.wait()
+    folder = RunFolder.open(run)
+    if resume and not folder.snapshot.exists() and folder.read_json("training.json") is not None:
+        raise ValueError(f"run {run} has come to its end already: train another --run")
+    return folder
+
+
+def _collect_for(
+    data: Path,
+    env: str,
+    env_options: dict[str, Any] | None,
+    collection: Collection,
+    seed: int,
+) -> None:
+    """A run's first collection, or what is missing of it."""
+    if collection.episodes is not None:
+        _collect_episodes(data, env, env_options, collection, collection.episodes, seed)
+    else:
+        _collect_decisions(data, env, env_options, collection, collection.decisions, seed)
+
+
+def _collected(data: Path, collection: Collection) -> bool:
+    """Whether the run's first collection has come to its end."""
+    if not (data / "index.json").exists():
+        return False
+    held = Dataset.open(data)
+    if collection.episodes is None:
+        if held.steps < collection.decisions:
+            return False
+    elif held.episodes < collection.episodes:
+        return False
+    # A kill can leave the note of a collection behind: one that had all its shards, or a round's,
+    # which the round begins again.
+    (data / "collecting.json").unlink(missing_ok=True)
+    return True
+
+
+def _bfloat16(precision: Precision, device: torch.device) -> bool:
+    if precision == "auto":
+        return device.type == "cuda"
+    return precision == "bfloat16"
+
+
+def _task(name: str | None, folder: RunFolder, held: Dataset) -> Task:
+    """The run's task; decided once, and kept in the run folder."""
+    if folder.task.is_file():
+        return read_task(str(folder.task))
+    chosen = name or task_for(held.spec.id)
+    if chosen is None:
+        chosen = "reach" if held.has_goals else "reward"
+    if chosen == "reward":
+        rewards = np.asarray(held.arrays("rewards"))
+        task = task_from_reward(
+            float(rewards.min()), float(rewards.max()), terminates=bool(held.terminal().any())
+        )
+        logger.info("cost: learned from the environment's reward, for want of a hard-wired one")
+    else:
+        task = REACH if chosen == "reach" else read_task(chosen)
+        logger.info("task: %s (%s)", chosen, ", ".join(task.terms))
+    if ranks.rank() == 0:
+        folder.write_text(folder.task, task_yaml(replace(task, env=held.spec.id)))
+    return task
+
+
+def _say_what_readouts_do(course: Course) -> None:
+    told = ", ".join(course.readouts.sizes) or "nothing"
+    how = "shape the encoder" if course.objective.readouts is not None else "only listen"
+    logger.info("readouts of %s: they %s", told, how)
+
+
+def _report_check(
+    spec: EnvSpec,
+    jepa: JEPA,
+    held: Dataset | None,
+    collection: Collection,
+    rounds: int,
+    round_: Round,
+    task: str | None,
+) -> None:
+    """Say what a training would do."""
+    repeat, limit = spec.action_repeat, spec.episode_limit
+    length = min(limit, collection.length or limit)
+    wanted = collection.decisions if collection.episodes is None else collection.episodes * length
+    begun = held.steps if held is not None else wanted
+    steps = (begun + rounds * round_.episodes * limit) * repeat
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (jepa.perception, jepa)]
+    logger.info("environment: %s, options %s", spec.id, dict(spec.options))
+    logger.info("observations: %s", spec.observation_space)
+    logger.info("actions: %s, every %g s", spec.action_space, spec.control_step_seconds)
+    logger.info("task: %s", task or task_for(spec.id) or "reach or reward, as the data have it")
+    logger.info("parameters: %d in perception, %d in all", *sizes)
+    logger.info("environment steps: at most %d", steps)
+    logger.info("everything fits together; nothing was written")
+
+
+def _finish(
+    folder: RunFolder, course: Course, latents: LatentData, metrics: Metrics, seconds: float
+) -> None:
+    """Diagnostics, and what the training took."""
+    jepa, readouts, held = course.jepa, course.readouts, course.held
+    quantities = quantities_of(held, jepa.device)
+    spent = {"environment_steps": environment_steps(held), "train_seconds": seconds}
+    generator = torch.Generator().manual_seed(course.plan.seed * 1000 + 3)
+    agent = build_agent(
+        jepa,
+        held.spec,
+        course.task,
+        course.plan.cost,
+        course.plan.planner,
+        readouts=readouts,
+        critic=course.critic,
+    )
+    horizon = min(24, int(latents.remaining.max()))
+    report = diagnose(jepa, latents, readouts, quantities, horizon, generator)
+    report |= wall_violations(jepa, readouts, held.spec.id, latents, quantities)
+    report |= _agreement(agent, held.spec, course.plan.seed)
+    steps = sum(course.scaled(r).joint.steps for r in range(course.plan.rounds + 1))
+    metrics.log("diagnostics", steps, report)
+    folder.write_json("diagnostics.json", report)
+    folder.write_json("training.json", spent)
+    pictures.training_curves(folder.path / "metrics.jsonl", folder.path / "training.png")
+    folder.snapshot.unlink(missing_ok=True)
+
+
+def _agreement(agent: Agent, spec: EnvSpec, seed: int, starts: int = 4) -> dict[str, float]:
+    """Gradient agreement with the simulator, where there is one and actions are continuous."""
+    horizon = min(agent.configurator.cost.horizon, spec.episode_limit - 11, 256 // spec.action_dim)
+    if agent.model.actions.discrete or horizon < 1:
+        return {}
+    try:
+        envs.make(spec.id, **spec.options).close()
+    except ValueError:  # recorded data whose simulator is elsewhere
+        return {}
+    horizons = sorted({max(1, horizon // 4), max(1, horizon // 2), horizon})
+    return gradient_agreement(
+        agent,
+        lambda count: envs.make(spec.id, count, **spec.options),
+        [900_000 + 1000 * seed + k for k in range(starts)],
+        torch.Generator().manual_seed(seed),
+        horizons=horizons,
+    )
+
+
+def open_data(data: Path, env: str | None, env_options: dict[str, Any] | None) -> Dataset:
+    """Open a data set to train on; None takes the data's own environment, or its own options.
 
     Raises:
         ValueError: it comes from another environment, or from held-out episodes.
     """
     held = Dataset.open(data)
-    options = dict(env_options or {})
-    if held.spec.id != env.rpartition(":")[2] or dict(held.spec.options) != options:
+    own = held.spec
+    env = own.id if env is None else env
+    options = dict(own.options if env_options is None else env_options)
+    if own.id != env.rpartition(":")[2] or dict(own.options) != options:
         raise ValueError(
             f"data set {data} holds {held.spec.id} with options {dict(held.spec.options)}, but env "
             f"is {env} with options {options}: give the data's own --env and --env-options"
@@ -227,27 +446,6 @@ def open_data(data: Path, env: str, env_options: dict[str, Any] | None) -> Datas
             "held out for evaluation: collect other episodes"
         )
     return held
-
-
-@contextmanager
-def _stage(metrics: Metrics, name: str, steps: int) -> Iterator[OnStep]:
-    """Log a training stage, with a progress bar."""
-    with progress_bar(f"train: {name}", steps) as bar:
-
-        def on_step(step: int, values: dict[str, float]) -> None:
-            metrics.log(name, step, values)
-            bar.to(step)
-
-        yield on_step
-
-
-def quantities_of(dataset: Dataset, device: torch.device) -> dict[str, Tensor]:
-    """Named quantities that a state could tell, `(N, n)`; the goal's own are left out."""
-    return {
-        name: torch.as_tensor(np.array(dataset.arrays(f"quantities.{name}")), device=device)
-        for name in dataset.quantity_names
-        if not name.startswith("goal")
-    }
 
 
 @torch.no_grad()

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forethought.planners.discrete import one_hot
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
 from forethought.planners.proposals import starts
 from forethought.planners.rollout import evaluate
 
 __all__ = ["Gradient"]
+
+_LOGIT_RANGE = 20.0  # what `learning_rate` is a fraction of: 1 per step by default
+_PEAK = 0.9  # probability of a start's own actions
+_OFFER_EVERY = 3  # iterations; 1 solves 57 instead of 56 % of the problems in a third more time
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,22 @@ class Gradient(Planner):
     Model evaluations: `iterations` forward and backward, and one forward for the last actions. It
     works under `torch.no_grad`, not under `torch.inference_mode`. Parameters collect no gradient.
 
+    Discrete actions are relaxed: Adam moves logits, and the model is asked with their softmax (see
+    `Problem`). The energy of such a mixture is nobody's plan, so the most probable sequences are
+    evaluated as well: at first, after every third iteration and at the end. A deadline may lose
+    the last steps before such an evaluation.
+
     Attributes:
         starts: Starting sequences per problem; proposals take the first places, the safe action
             the next, smooth noise the others.
         iterations: Adam steps.
-        learning_rate: Size of an Adam step, as a fraction of half of each action's range.
-        knots: Knots of the smooth random starts over the horizon; H gives white noise.
-        betas: Adam's decay rates of the mean and the mean square of the gradient.
+        learning_rate: Size of an Adam step, as a fraction of half of each action's range. That of
+            logits counts as 20.
+        knots: Knots of the smooth random starts over the horizon; H gives white noise. With
+            discrete actions the number of actions drawn, each held equally long.
+        betas: Adam's decay rates of the mean and the mean square of the gradient. Discrete actions
+            like short memories: (0.5, 0.9) solved 64 % of small problems, the default 56 %
+            (LOG.md).
     """
 
     starts: int = 16
@@ -61,19 +75,42 @@ class Gradient(Planner):
     ) -> Plan:
         """Plan each problem; see `Planner.plan`."""
         incumbent = Incumbent(problem, deadline)
+        first = starts(problem, self.starts, self.knots, proposals, generator)
+        search = self._search if problem.actions is None else self._search_discrete
+        search(problem, first, incumbent)
+        return incumbent.plan()
+
+    def _search(self, problem: Problem, actions: Tensor, incumbent: Incumbent) -> None:
+        """Descend from the starts `actions` `(B, S, H, A)`, in place."""
         low, high = problem.bounds
-        actions = starts(problem, self.starts, self.knots, proposals, generator)
         mean, square = torch.zeros_like(actions), torch.zeros_like(actions)
         rate = 0.5 * self.learning_rate * (high - low)  # (A,)
         for iteration in range(1, self.iterations + 1):
             gradient = _offer_with_gradient(problem, actions, incumbent)
             if incumbent.late():
-                return incumbent.plan()
+                return
             self._descend(actions, gradient, mean, square, rate, iteration)
             torch.clamp(actions, low, high, out=actions)
         with torch.no_grad():
             incumbent.evaluate(actions)
-        return incumbent.plan()
+
+    def _search_discrete(self, problem: Problem, first: Tensor, incumbent: Incumbent) -> None:
+        """Descend from the starts `first` `(B, S, H)`, in logits `(B, S, H, n)`."""
+        # The relaxation, and not a straight-through estimate of it (one-hot forward, softmax
+        # backward): at the same cost 56 against 48 % of small problems were solved (LOG.md).
+        logits = _peaked(one_hot(problem, first))
+        mean, square = torch.zeros_like(logits), torch.zeros_like(logits)
+        rate = logits.new_tensor(0.5 * self.learning_rate * _LOGIT_RANGE)
+        for iteration in range(1, self.iterations + 1):
+            if (iteration - 1) % _OFFER_EVERY == 0:
+                with torch.no_grad():
+                    incumbent.evaluate(logits.argmax(-1))
+            if incumbent.late():
+                return
+            gradient = _relaxed_gradient(problem, logits, incumbent)
+            self._descend(logits, gradient, mean, square, rate, iteration)
+        with torch.no_grad():
+            incumbent.evaluate(logits.argmax(-1))
 
     def _descend(
         self,
@@ -84,7 +121,7 @@ class Gradient(Planner):
         rate: Tensor,
         iteration: int,
     ) -> None:
-        """One Adam step, in place in `actions`, `mean` and `square` `(B, S, H, A)`.
+        """One Adam step, in place in `actions` or logits, `mean` and `square` `(B, S, H, A)`.
 
         Written out because `torch.optim.Adam` costs more than it computes at these sizes.
         """
@@ -102,8 +139,35 @@ def _offer_with_gradient(problem: Problem, actions: Tensor, incumbent: Incumbent
     with torch.enable_grad():
         leaf = actions.detach().requires_grad_()
         energies, states = evaluate(problem, leaf)
-        # The sum only sends a one into each candidate: no candidate sees another's gradient.
-        (gradient,) = torch.autograd.grad(energies.sum(), leaf)
+        gradient = _gradient(energies, leaf)
     incumbent.offer(actions, energies, states)
+    return gradient
+
+
+def _relaxed_gradient(problem: Problem, logits: Tensor, incumbent: Incumbent) -> Tensor:
+    """Gradient `(B, S, H, n)` of the energy of softmax(logits), zero as above; offers nothing."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        energies, _ = evaluate(problem, leaf.softmax(-1))
+        gradient = _gradient(energies, leaf)
+    incumbent.count(logits.shape[1])
+    return gradient
+
+
+def _peaked(chosen: Tensor) -> Tensor:
+    """Logits that give a share `_PEAK` of the probability to the ones of `chosen` `(..., n)`."""
+    others = max(1, chosen.shape[-1] - 1)
+    return chosen * math.log(others * _PEAK / (1.0 - _PEAK))
+
+
+def _gradient(energies: Tensor, leaf: Tensor) -> Tensor:
+    if not energies.requires_grad:
+        raise ValueError(
+            "the energy has no gradient in the actions; let step, rollout and costs keep it "
+            "(discrete actions come as probabilities, see Problem) and leave torch.inference_mode, "
+            "or plan with CEM"
+        )
+    # The sum only sends a one into each candidate: no candidate sees another's gradient.
+    (gradient,) = torch.autograd.grad(energies.sum(), leaf)
     finite = gradient.square().sum(dim=(2, 3), keepdim=True) < math.inf  # and a number
     return torch.where(finite, gradient, 0.0)

@@ -18,7 +18,7 @@ class Incumbent:
     """The best candidate so far of each problem; it starts as the safe action, at infinite energy.
 
     Args:
-        problem: B problems with continuous actions.
+        problem: B problems.
         deadline: As in `Planner.plan`.
     """
 
@@ -29,13 +29,15 @@ class Incumbent:
         self._stopped = False
         self._rows = torch.arange(problem.batch, device=problem.device)
         self._actions = safe_actions(problem)
-        self._energy = torch.full_like(self._actions[:, 0, 0], math.inf)
+        self._energy = torch.full(
+            (problem.batch,), math.inf, dtype=problem.float_dtype, device=problem.device
+        )
         self._states: State | None = None
         self._trace: list[Tensor] = []
         self._model_steps = 0
 
     def evaluate(self, actions: Tensor) -> Tensor:
-        """Evaluate candidates `(B, S, H, A)`, then `offer` them."""
+        """Evaluate candidates `(B, S, H, A)` or int64 `(B, S, H)`, then `offer` them."""
         energies, states = evaluate(self._problem, actions)
         return self.offer(actions, energies, states)
 
@@ -43,7 +45,7 @@ class Incumbent:
         """Take over candidates that beat the incumbents of their problems.
 
         Args:
-            actions: `(B, S, H, A)`; copied where kept.
+            actions: `(B, S, H, A)` or int64 `(B, S, H)`; copied where kept.
             energies: As `rollout.evaluate` gives them `(B, S)`.
             states: Predicted states `(B, S, H, ...)`.
 
@@ -68,8 +70,12 @@ class Incumbent:
             )
         self._energy = torch.where(better, lowest, self._energy)
         self._trace.append(self._energy)
-        self._model_steps += actions.shape[0] * samples * self._problem.horizon
+        self.count(samples)
         return energies
+
+    def count(self, samples: int) -> None:
+        """Enter the roll-outs of `samples` sequences per problem; `offer` enters its own."""
+        self._model_steps += self._problem.batch * samples * self._problem.horizon
 
     def late(self) -> bool:
         """Whether the deadline has come: begin no further iteration."""

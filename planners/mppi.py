@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forethought.planners.discrete import first_guess, one_hot, sample
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
 from forethought.planners.proposals import checked, gaussian_noise, safe_actions
@@ -24,13 +25,18 @@ class MPPI(Planner):
     candidates of the first iteration. The mean is a candidate of every iteration; the last mean is
     evaluated on its own. Samples are clamped to the bounds, and so is their average.
 
+    With discrete actions the average of the samples is a categorical distribution per step, which
+    starts around the first proposal, or uniform; its mode takes the place of the mean.
+
     Attributes:
         candidates: Sequences per problem and iteration, the mean and proposals among them.
         iterations: Rounds of sampling and averaging.
         temperature: T, in standard deviations of the finite energies of a problem's candidates:
             towards 0 only the best sample counts, towards infinity all count alike.
         std: Standard deviation of the noise, as a fraction of half of each action's range.
-        correlation: Of the noise at consecutive steps, in [0, 1); 0 is white noise.
+            Discrete: the share of uniform probability in every sample, above 1 counts as 1.
+        correlation: Of the noise at consecutive steps, in [0, 1); 0 is white noise. Discrete: as
+            in `CEM`.
     """
 
     candidates: int = 64
@@ -60,8 +66,15 @@ class MPPI(Planner):
     ) -> Plan:
         """Plan each problem; see `Planner.plan`."""
         incumbent = Incumbent(problem, deadline)
-        low, high = problem.bounds
         given = checked(problem, proposals, self.candidates, "candidates")
+        search = self._search if problem.actions is None else self._search_discrete
+        search(problem, given, generator, incumbent)
+        return incumbent.plan()
+
+    def _search(
+        self, problem: Problem, given: Tensor, generator: torch.Generator, incumbent: Incumbent
+    ) -> None:
+        low, high = problem.bounds
         mean = given[:, 0] if given.shape[1] else safe_actions(problem)  # (B, H, A)
         std = 0.5 * self.std * (high - low)
         for iteration in range(self.iterations):
@@ -72,10 +85,30 @@ class MPPI(Planner):
                 actions[:, : given.shape[1]] = given
             energies = incumbent.evaluate(actions)
             if incumbent.late():
-                return incumbent.plan()
+                return
             mean = self._average(actions, energies, mean).clamp(low, high)
         incumbent.evaluate(mean.unsqueeze(1))
-        return incumbent.plan()
+
+    def _search_discrete(
+        self, problem: Problem, given: Tensor, generator: torch.Generator, incumbent: Incumbent
+    ) -> None:
+        probabilities = first_guess(problem, given, 0.0)  # (B, H, n)
+        for iteration in range(self.iterations):
+            actions = sample(
+                problem,
+                probabilities,
+                self.candidates,
+                generator,
+                spread=self.std,
+                correlation=self.correlation,
+            )
+            if iteration == 0:
+                actions[:, : given.shape[1]] = given
+            energies = incumbent.evaluate(actions)
+            if incumbent.late():
+                return
+            probabilities = self._average(one_hot(problem, actions), energies, probabilities)
+        incumbent.evaluate(probabilities.argmax(-1).unsqueeze(1))
 
     def _average(self, actions: Tensor, energies: Tensor, mean: Tensor) -> Tensor:
         """Boltzmann average `(B, H, A)` of finite candidates; the old mean without any."""

@@ -5,7 +5,7 @@ Unusual here: the functions of a problem are static and everything that changes 
 evaluation with all time steps, not once per step; and there is no network in sight.
 
 Axes: `B` problems, `S` candidates or starts, `H` planning steps, `A` action, `Z` latent variable,
-`N = B * S` flattened, problem-major.
+`N = B * S` flattened, problem-major; `n` discrete actions.
 """
 
 from abc import ABC, abstractmethod
@@ -56,6 +56,14 @@ class Problem:
     Every function must treat rows of the leading axes apart: a candidate's energy may depend on
     nothing but its own problem, actions and latents.
 
+    Discrete actions are indices 0 .. n-1, without the axis `A` below: `step` gets int64 `(N,)`,
+    `rollout` `(N, H)`, the costs `(B, S, H)`. `Gradient` also asks with probabilities: of
+    `float_dtype`, with the axis n in the place of `A`, summing to 1 over it. An index must mean the
+    same as its one-hot probabilities; the type tells which it is:
+
+        if not action.is_floating_point():
+            action = torch.nn.functional.one_hot(action, n).to(state)
+
     Attributes:
         state: Start state, a tensor or a nested mapping of tensors `(B, ...)`.
         step: `step(state, action, latent, context, t) -> next_state` on `(N, ...)`, `(N, A)`,
@@ -63,7 +71,7 @@ class Problem:
         horizon: H, the number of planning steps.
         low: Lower bounds of the actions `(A,)`, finite.
         high: Upper bounds of the actions `(A,)`, finite, above `low`.
-        actions: Number of discrete actions, instead of `low` and `high`; actions are then int64.
+        actions: n, the number of discrete actions, instead of `low` and `high`.
         stage_cost: `stage_cost(state, action, next_state, context, t) -> (B, S, H)`, called once
             with all times: states `(B, S, H, ...)`, actions `(B, S, H, A)`, context tensors viewed
             as `(B, 1, 1, ...)`, and `t` the int64 tensor 0 .. H-1 `(H,)`.
@@ -207,6 +215,17 @@ class Problem:
         """Type of the actions: that of the bounds, int64 where actions are discrete."""
         return torch.int64 if self.low is None else self.low.dtype
 
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """Floating type of a search: that of the bounds; with discrete actions that of the state.
+
+        Where the state holds only integers, torch's default type.
+        """
+        if self.low is not None:
+            return self.low.dtype
+        kinds = [leaf.dtype for leaf in leaves(self.state) if leaf.is_floating_point()]
+        return kinds[0] if kinds else torch.get_default_dtype()
+
 
 class Status(Enum):
     """How planning ended for one problem; the value is a sentence for the user."""
@@ -215,7 +234,8 @@ class Status(Enum):
     DEADLINE = "The deadline came before the last iteration; the plan is the best found until then."
     ALL_NON_FINITE = (
         "Every candidate had a non-finite energy or predicted state; the actions are the safe ones "
-        "(zero, clamped to the bounds), the energy is infinite, the states are not numbers."
+        "(zero, clamped to the bounds; discrete action 0), the energy is infinite, the states are "
+        "not numbers."
     )
 
 
@@ -224,7 +244,7 @@ class Plan:
     """The best sequence of actions that a planner found for each problem.
 
     Attributes:
-        actions: Within the bounds `(B, H, A)`.
+        actions: Within the bounds `(B, H, A)`; discrete ones int64 `(B, H)`, from 0 to n-1.
         energy: Energy of `actions` `(B,)`; infinite where nothing finite was found.
         states: Predicted states after each action `(B, H, ...)`, nested like the start state.
         status: One `Status` per problem, B of them.
@@ -261,9 +281,10 @@ class Planner(ABC):
         place in the batch and on B, but never on the contents of the other problems.
 
         Args:
-            problem: B problems with continuous actions.
-            proposals: Sequences of actions to consider `(B, P, H, A)`, clamped to the bounds: the
-                shifted previous plan, the roll-out of a policy. The plan is at least as good.
+            problem: B problems.
+            proposals: Sequences of actions to consider `(B, P, H, A)`, clamped to the bounds, or
+                int64 `(B, P, H)` where they are discrete: the shifted previous plan, the roll-out
+                of a policy. The plan is at least as good.
             generator: Source of randomness; the same seed gives the same plan.
             deadline: Absolute time in seconds of `time.perf_counter()`. An iteration that has
                 begun is finished, no other begins; the first always runs.
@@ -272,5 +293,6 @@ class Planner(ABC):
             The best candidate ever evaluated, per problem.
 
         Raises:
-            ValueError: discrete actions, or proposals of a wrong shape or too many.
+            ValueError: proposals of a wrong shape or type or too many, or discrete actions, if
+                the planner knows only continuous ones.
         """

@@ -21,26 +21,24 @@ def evaluate(
 ) -> tuple[Tensor, State]:
     """Roll candidates out through the model and sum their costs (LeCun 2022, figure 4).
 
-    Differentiable in actions, latents, the start state, the context and the model's parameters.
+    Differentiable in actions (but for indices), latents, the start state, the context and the
+    model's parameters.
     Nothing is averaged or compared across problems or candidates.
 
     Args:
         problem: B problems.
-        actions: Candidates `(B, S, H, A)`, with the problem's horizon.
+        actions: Candidates `(B, S, H, A)`, with the problem's horizon. Discrete ones are int64
+            `(B, S, H)`, or probabilities `(B, S, H, n)` where the problem's functions take them.
         latents: Latent variables `(B, S, H, Z)`; None takes the problem's own.
 
     Returns:
         Energies `(B, S)`, non-finite ones included, and the predicted states `(B, S, H, ...)`.
 
     Raises:
-        ValueError: actions of a wrong shape, a cost that returns a wrong one, or a latent energy
-            without latents.
+        ValueError: actions of a wrong shape or type, a cost that returns a wrong shape, or a
+            latent energy without latents.
     """
-    if actions.ndim < 3 or actions.shape[0] != problem.batch or actions.shape[2] != problem.horizon:
-        raise ValueError(
-            f"actions have the shape {tuple(actions.shape)}; give (B, S, H, A) with B = "
-            f"{problem.batch}, H = {problem.horizon}"
-        )
+    _check_actions(problem, actions)
     batch, samples = actions.shape[:2]
     if latents is None and problem.latents is not None:
         shared = problem.latents.unsqueeze(1)  # (B or 1, 1, H, Z)
@@ -67,12 +65,29 @@ def losing(energies: Tensor, states: State | None = None) -> Tensor:
     return energies.nan_to_num(nan=math.inf, posinf=math.inf, neginf=math.inf)
 
 
+def _check_actions(problem: Problem, actions: Tensor) -> None:
+    wanted, trailing = "(B, S, H, A)", actions.shape[3:]
+    if problem.actions is not None:
+        wanted = f"int64 (B, S, H), or probabilities (B, S, H, {problem.actions}),"
+        soft = actions.is_floating_point()
+        right = trailing == ((problem.actions,) if soft else ()) and (
+            soft or actions.dtype == torch.int64
+        )
+    else:
+        right = len(trailing) == 1
+    if not right or actions.shape[0] != problem.batch or actions.shape[2] != problem.horizon:
+        raise ValueError(
+            f"actions have the shape {tuple(actions.shape)} and the type {actions.dtype}; give "
+            f"{wanted} with B = {problem.batch}, H = {problem.horizon}"
+        )
+
+
 def _roll_out(problem: Problem, actions: Tensor, latents: Tensor | None) -> State:
     """Predicted states `(N, H, ...)`, by the problem's own roll-out or a loop over its step."""
     samples = actions.shape[1]
     state: Any = expand(problem.state, samples)
     context = cast(Context, expand(problem.context, samples))
-    actions = actions.flatten(0, 1)  # (N, H, A)
+    actions = actions.flatten(0, 1)  # (N, H, A), (N, H) or (N, H, n)
     latents = None if latents is None else latents.flatten(0, 1)  # (N, H, Z)
     if problem.rollout is not None:
         return cast(State, problem.rollout(state, actions, latents, context))
@@ -90,22 +105,23 @@ def _energies(problem: Problem, actions: Tensor, states: State, latents: Tensor 
     previous = apply(_shifted, problem.state, states)  # (B, S, H, ...)
     context = {name: x.unsqueeze(1).unsqueeze(1) for name, x in problem.context.items()}
     times = torch.arange(problem.horizon, device=actions.device)
+    shape = actions.shape[:3]
     terms: list[Tensor] = []
     if problem.stage_cost is not None:
         costs = problem.stage_cost(previous, actions, states, context, times)
-        terms.append(_discounted_sum(problem, _checked("stage_cost", costs, actions)))
+        terms.append(_discounted_sum(problem, _checked("stage_cost", costs, shape)))
     if problem.latent_energy is not None:
         if latents is None:
             raise ValueError("latent_energy without latents; give latents to Problem or evaluate")
         costs = problem.latent_energy(previous, latents, context, times)
-        terms.append(_discounted_sum(problem, _checked("latent_energy", costs, actions)))
+        terms.append(_discounted_sum(problem, _checked("latent_energy", costs, shape)))
     if problem.goal_cost is not None:
         costs = problem.goal_cost(previous, actions, states, context, times)
-        terms.append(_reduced(problem, _checked("goal_cost", costs, actions)))
+        terms.append(_reduced(problem, _checked("goal_cost", costs, shape)))
     if problem.terminal_cost is not None:
         last = apply(lambda x: x.select(2, -1), states)
         now = {name: x.unsqueeze(1) for name, x in problem.context.items()}
-        cost = _checked("terminal_cost", problem.terminal_cost(last, now), actions[:, :, 0])
+        cost = _checked("terminal_cost", problem.terminal_cost(last, now), shape[:2])
         terms.append(cost * problem.discount**problem.horizon)
     return sum(terms[1:], terms[0])
 
@@ -116,11 +132,11 @@ def _shifted(start: Tensor, states: Tensor) -> Tensor:
     return torch.cat((first, states[:, :, :-1]), dim=2)
 
 
-def _checked(name: str, costs: Tensor, actions: Tensor) -> Tensor:
+def _checked(name: str, costs: Tensor, shape: torch.Size) -> Tensor:
     """`costs`, if they have one value per candidate (and time); a wrong shape would broadcast."""
-    if costs.shape != actions.shape[:-1]:
+    if costs.shape != shape:
         raise ValueError(
-            f"{name} returned the shape {tuple(costs.shape)}; return {tuple(actions.shape[:-1])}, "
+            f"{name} returned the shape {tuple(costs.shape)}; return {tuple(shape)}, "
             "one value per problem, candidate and (but for terminal_cost) time"
         )
     return costs

@@ -22,7 +22,8 @@ class RandomShooting(Planner):
     Attributes:
         candidates: Sequences per problem; proposals take the first places, the safe action the
             next, smooth noise the others.
-        knots: Knots of the smooth noise over the horizon; H gives white noise.
+        knots: Knots of the smooth noise over the horizon; H gives white noise. With discrete
+            actions the number of actions drawn, each held equally long.
     """
 
     candidates: int = 256

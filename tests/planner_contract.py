@@ -87,13 +87,18 @@ class Recorder:
         self.step_rows = 0
         self.asked: list[Tensor] = []
 
+    def push(self, action: Tensor) -> Tensor:
+        """What an action does, `(..., 2)`: here the action itself."""
+        return action
+
     def step(self, state: Any, action: Tensor, latent: Any, context: Any, t: int) -> Tensor:
         self.step_rows += len(action)
-        return state + 0.3 * torch.sin(2.0 * action)
+        return state + 0.3 * torch.sin(2.0 * self.push(action))
 
     def stage_cost(self, state: Any, action: Tensor, after: Any, context: Any, t: Tensor) -> Tensor:
         self.asked.append(action.detach().clone())
-        return (after - context["target"]).square().sum(-1) + 0.01 * action.square().sum(-1)
+        effort = 0.01 * self.push(action).square().sum(-1)
+        return (after - context["target"]).square().sum(-1) + effort
 
     def problem(self, batch: int = 3, **changes: Any) -> Problem:
         options: dict[str, Any] = {
@@ -107,6 +112,10 @@ class Recorder:
         }
         return Problem(**(options | changes))
 
+    def proposals(self) -> Tensor:
+        """Two random proposals for each of `problem`'s three."""
+        return torch.rand(3, 2, 7, 2, generator=seeded(5), dtype=FLOAT)
+
 
 def same(one: Plan, other: Plan, problem: int | None = None) -> bool:
     """Whether two plans agree bit for bit, in all problems or in one."""
@@ -119,19 +128,150 @@ def same(one: Plan, other: Plan, problem: int | None = None) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-class PlannerContract:
-    """Inherit this. `planner` is quick, `sharp` has the budget for the linear-quadratic problem."""
+class CommonContract:
+    """What holds for all actions; `PlannerContract` and `DiscreteContract` add the rest."""
 
-    planner: ClassVar[Planner]
-    sharp: ClassVar[Planner]
-    sharp_ratio: ClassVar[float]
-    sharp_steps: ClassVar[int]  # one-step predictions per problem, stated so that budgets are seen
-    other_values: ClassVar[dict[str, Any]]
+    recorder: ClassVar[type[Recorder]] = Recorder
+    planner: ClassVar[Planner]  # quick
+    other_values: ClassVar[dict[str, Any]]  # of every field
     budget_field: ClassVar[str]  # the field that limits the number of proposals
     stops_early: ClassVar[bool] = True
 
     def plan(self, problem: Problem, seed: int = 0, **options: Any) -> Plan:
         return self.planner.plan(problem, generator=seeded(seed), **options)
+
+    def test_members_of_a_batch_do_not_leak(self) -> None:
+        problem = self.recorder().problem()
+        state, target = problem.state, problem.context["target"]
+        assert isinstance(state, Tensor)
+        one = torch.tensor([1])
+        proposals = self.recorder().proposals()
+        changed = replace(
+            problem,
+            state=state.index_fill(0, one, 7.0),
+            context={"target": target.index_fill(0, one, -1e6)},
+        )
+        plan = self.plan(problem, proposals=proposals)
+        other = self.plan(changed, proposals=proposals.index_fill(0, one, 0))
+        assert same(plan, other, 0)
+        assert same(plan, other, 2)
+        assert not same(plan, other, 1)
+
+    def test_the_same_seed_gives_the_same_plan(self) -> None:
+        problem = self.recorder().problem()
+        assert same(self.plan(problem, seed=3), self.plan(problem, seed=3))
+        assert not same(self.plan(problem, seed=3), self.plan(problem, seed=4))
+
+    def test_options_are_frozen(self) -> None:
+        name = fields(self.planner)[0].name  # type: ignore[arg-type]
+        with pytest.raises(FrozenInstanceError):
+            setattr(self.planner, name, 1)
+
+    def test_no_gradient_is_left_behind(self) -> None:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 2, dtype=FLOAT)
+        recorder = self.recorder()
+        problem = recorder.problem(
+            step=lambda state, action, *_: model(torch.cat((state, recorder.push(action)), -1))
+        )
+        plan = self.plan(problem)
+        with torch.no_grad():
+            silent = self.plan(problem)
+        assert same(plan, silent), "the plan differs under no_grad"
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert isinstance(plan.states, Tensor)
+        for tensor in (plan.actions, plan.energy, plan.states, plan.trace):
+            assert not tensor.requires_grad
+
+    def test_nested_states_are_planned_like_flat_ones(self) -> None:
+        recorder = self.recorder()
+        problem = recorder.problem()
+
+        def step(state: Any, action: Tensor, latent: Any, context: Any, t: int) -> Any:
+            moved = recorder.step(state["body"]["place"], action, latent, context, t)
+            return {"body": {"place": moved}, "clock": state["clock"] + 1}
+
+        def cost(state: Any, action: Tensor, after: Any, context: Any, t: Tensor) -> Tensor:
+            assert torch.equal(after["clock"], (t + 1).expand(after["clock"].shape))
+            places = state["body"]["place"], action, after["body"]["place"]
+            return recorder.stage_cost(*places, context, t)
+
+        assert isinstance(problem.state, Tensor)
+        start = {"body": {"place": problem.state}, "clock": torch.zeros(3, dtype=torch.int64)}
+        plan, nested = (
+            self.plan(problem),
+            self.plan(replace(problem, state=start, step=step, stage_cost=cost)),
+        )
+        assert same(plan, nested)
+        assert isinstance(nested.states, dict)
+        assert torch.equal(nested.states["body"]["place"], plan.states)
+        assert nested.states["clock"].shape == (3, 7)
+
+    def test_a_rollout_replaces_the_steps(self) -> None:
+        recorder, unused = self.recorder(), self.recorder()
+
+        def rollout(state: Any, actions: Tensor, latents: Any, context: Any) -> Tensor:
+            assert state.shape[0] == actions.shape[0] == context["target"].shape[0]
+            pushes = torch.sin(2.0 * recorder.push(actions))
+            return state.unsqueeze(1) + (0.3 * pushes).cumsum(1)
+
+        plan = self.plan(recorder.problem())
+        rolled = self.plan(unused.problem(rollout=rollout))
+        assert unused.step_rows == 0
+        torch.testing.assert_close(rolled.actions, plan.actions)
+        torch.testing.assert_close(rolled.states, plan.states)
+
+    def test_a_deadline_in_the_past_still_gives_a_plan(self) -> None:
+        problem = self.recorder().problem()
+        plan = self.plan(problem, deadline=time.perf_counter() - 1.0)
+        full = self.plan(problem, deadline=time.perf_counter() + 1e6)
+        assert plan.trace.shape == (1, 3)
+        assert plan.energy.isfinite().all()
+        assert plan.status == (Status.DEADLINE if self.stops_early else Status.OK,) * 3
+        assert full.status == (Status.OK,) * 3
+        assert same(full, self.plan(problem))
+        assert torch.equal(full.trace[0], plan.energy)
+
+    def test_the_plan_says_what_it_is_worth(self) -> None:
+        problem = self.recorder().problem()
+        plan = self.plan(problem)
+        energies, states = evaluate(problem, plan.actions.unsqueeze(1))
+        assert isinstance(states, Tensor)
+        torch.testing.assert_close(plan.energy, energies[:, 0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(plan.states, states[:, 0], rtol=1e-12, atol=1e-12)
+
+    def test_the_accounts_are_right(self) -> None:
+        recorder = self.recorder()
+        began = time.perf_counter()
+        plan = self.plan(recorder.problem())
+        assert 0.0 < plan.seconds <= time.perf_counter() - began
+        assert plan.model_steps == recorder.step_rows
+        assert plan.trace.shape[0] == len(recorder.asked)
+        assert (plan.trace.diff(dim=0) <= 0).all()
+        assert torch.equal(plan.trace[-1], plan.energy)
+        lowest = []
+        for actions in recorder.asked:
+            lowest.append(evaluate(self.recorder().problem(), actions)[0].amin(1))
+        best = torch.stack(lowest).cummin(0).values
+        torch.testing.assert_close(plan.trace, best, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("unit", [2.0**-40, 2.0**40])
+    def test_the_unit_of_energy_does_not_matter(self, unit: float) -> None:
+        recorder = self.recorder()
+        plan = self.plan(recorder.problem())
+        scaled = self.plan(
+            recorder.problem(stage_cost=lambda *seen: unit * recorder.stage_cost(*seen))
+        )
+        torch.testing.assert_close(scaled.actions, plan.actions, rtol=1e-6, atol=1e-6)
+
+
+class PlannerContract(CommonContract):
+    """Inherit this. `sharp` has the budget for the linear-quadratic problem."""
+
+    sharp: ClassVar[Planner]
+    sharp_ratio: ClassVar[float]
+    sharp_steps: ClassVar[int]  # one-step predictions per problem, stated so that budgets are seen
 
     def test_it_solves_the_linear_quadratic_problem(self) -> None:
         exact = LinearQuadratic()
@@ -205,28 +345,6 @@ class PlannerContract:
         assert same(plan, whole, 0), "a broken problem leaked into its neighbour"
         assert same(plan, whole, 2), "a broken problem leaked into its neighbour"
 
-    def test_members_of_a_batch_do_not_leak(self) -> None:
-        problem = Recorder().problem()
-        state, target = problem.state, problem.context["target"]
-        assert isinstance(state, Tensor)
-        one = torch.tensor([1])
-        proposals = torch.rand(3, 2, 7, 2, generator=seeded(5), dtype=FLOAT)
-        changed = replace(
-            problem,
-            state=state.index_fill(0, one, 7.0),
-            context={"target": target.index_fill(0, one, -1e6)},
-        )
-        plan = self.plan(problem, proposals=proposals)
-        other = self.plan(changed, proposals=proposals.index_fill(0, one, 0.1))
-        assert same(plan, other, 0)
-        assert same(plan, other, 2)
-        assert not same(plan, other, 1)
-
-    def test_the_same_seed_gives_the_same_plan(self) -> None:
-        problem = Recorder().problem()
-        assert same(self.plan(problem, seed=3), self.plan(problem, seed=3))
-        assert not same(self.plan(problem, seed=3), self.plan(problem, seed=4))
-
     def test_every_option_changes_behaviour(self) -> None:
         problem = Recorder().problem()
         names = {field.name for field in fields(self.planner)}  # type: ignore[arg-type]
@@ -238,11 +356,6 @@ class PlannerContract:
             other = changed.plan(problem, generator=seeded())
             differs = plan.trace.shape != other.trace.shape or not same(plan, other)
             assert differs, f"{name} = {value} changed nothing"
-
-    def test_options_are_frozen(self) -> None:
-        name = fields(self.planner)[0].name  # type: ignore[arg-type]
-        with pytest.raises(FrozenInstanceError):
-            setattr(self.planner, name, 1)
 
     def test_proposals_are_used(self) -> None:
         exact = LinearQuadratic()
@@ -266,107 +379,6 @@ class PlannerContract:
         many = torch.zeros(3, getattr(self.planner, self.budget_field) + 1, 7, 2, dtype=FLOAT)
         with pytest.raises(ValueError, match=f"proposals exceed {self.budget_field}"):
             self.plan(problem, proposals=many)
-
-    def test_discrete_actions_are_refused(self) -> None:
-        problem = Recorder().problem(low=None, high=None, actions=5)
-        with pytest.raises(ValueError, match="discrete actions"):
-            self.plan(problem)
-
-    def test_no_gradient_is_left_behind(self) -> None:
-        torch.manual_seed(0)
-        model = torch.nn.Linear(4, 2, dtype=FLOAT)
-        problem = Recorder().problem(
-            step=lambda state, action, *_: model(torch.cat((state, action), -1))
-        )
-        plan = self.plan(problem)
-        with torch.no_grad():
-            silent = self.plan(problem)
-        assert same(plan, silent), "the plan differs under no_grad"
-        assert all(parameter.grad is None for parameter in model.parameters())
-        assert all(parameter.requires_grad for parameter in model.parameters())
-        assert isinstance(plan.states, Tensor)
-        for tensor in (plan.actions, plan.energy, plan.states, plan.trace):
-            assert not tensor.requires_grad
-
-    def test_nested_states_are_planned_like_flat_ones(self) -> None:
-        recorder = Recorder()
-        problem = recorder.problem()
-
-        def step(state: Any, action: Tensor, latent: Any, context: Any, t: int) -> Any:
-            moved = recorder.step(state["body"]["place"], action, latent, context, t)
-            return {"body": {"place": moved}, "clock": state["clock"] + 1}
-
-        def cost(state: Any, action: Tensor, after: Any, context: Any, t: Tensor) -> Tensor:
-            assert torch.equal(after["clock"], (t + 1).expand(after["clock"].shape))
-            places = state["body"]["place"], action, after["body"]["place"]
-            return recorder.stage_cost(*places, context, t)
-
-        assert isinstance(problem.state, Tensor)
-        start = {"body": {"place": problem.state}, "clock": torch.zeros(3, dtype=torch.int64)}
-        plan, nested = (
-            self.plan(problem),
-            self.plan(replace(problem, state=start, step=step, stage_cost=cost)),
-        )
-        assert same(plan, nested)
-        assert isinstance(nested.states, dict)
-        assert torch.equal(nested.states["body"]["place"], plan.states)
-        assert nested.states["clock"].shape == (3, 7)
-
-    def test_a_rollout_replaces_the_steps(self) -> None:
-        recorder, unused = Recorder(), Recorder()
-
-        def rollout(state: Any, actions: Tensor, latents: Any, context: Any) -> Tensor:
-            assert state.shape[0] == actions.shape[0] == context["target"].shape[0]
-            return state.unsqueeze(1) + (0.3 * torch.sin(2.0 * actions)).cumsum(1)
-
-        plan = self.plan(recorder.problem())
-        rolled = self.plan(unused.problem(rollout=rollout))
-        assert unused.step_rows == 0
-        torch.testing.assert_close(rolled.actions, plan.actions)
-        torch.testing.assert_close(rolled.states, plan.states)
-
-    def test_a_deadline_in_the_past_still_gives_a_plan(self) -> None:
-        problem = Recorder().problem()
-        plan = self.plan(problem, deadline=time.perf_counter() - 1.0)
-        full = self.plan(problem, deadline=time.perf_counter() + 1e6)
-        assert plan.trace.shape == (1, 3)
-        assert plan.energy.isfinite().all()
-        assert plan.status == (Status.DEADLINE if self.stops_early else Status.OK,) * 3
-        assert full.status == (Status.OK,) * 3
-        assert same(full, self.plan(problem))
-        assert torch.equal(full.trace[0], plan.energy)
-
-    def test_the_plan_says_what_it_is_worth(self) -> None:
-        problem = Recorder().problem()
-        plan = self.plan(problem)
-        energies, states = evaluate(problem, plan.actions.unsqueeze(1))
-        assert isinstance(states, Tensor)
-        torch.testing.assert_close(plan.energy, energies[:, 0], rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(plan.states, states[:, 0], rtol=1e-12, atol=1e-12)
-
-    def test_the_accounts_are_right(self) -> None:
-        recorder = Recorder()
-        began = time.perf_counter()
-        plan = self.plan(recorder.problem())
-        assert 0.0 < plan.seconds <= time.perf_counter() - began
-        assert plan.model_steps == recorder.step_rows
-        assert plan.trace.shape[0] == len(recorder.asked)
-        assert (plan.trace.diff(dim=0) <= 0).all()
-        assert torch.equal(plan.trace[-1], plan.energy)
-        lowest = []
-        for actions in recorder.asked:
-            lowest.append(evaluate(Recorder().problem(), actions)[0].amin(1))
-        best = torch.stack(lowest).cummin(0).values
-        torch.testing.assert_close(plan.trace, best, rtol=1e-12, atol=1e-12)
-
-    @pytest.mark.parametrize("unit", [2.0**-40, 2.0**40])
-    def test_the_unit_of_energy_does_not_matter(self, unit: float) -> None:
-        recorder = Recorder()
-        plan = self.plan(recorder.problem())
-        scaled = self.plan(
-            recorder.problem(stage_cost=lambda *seen: unit * recorder.stage_cost(*seen))
-        )
-        torch.testing.assert_close(scaled.actions, plan.actions, rtol=1e-6, atol=1e-6)
 
     def test_float32_stays_float32(self) -> None:
         recorder = Recorder()

@@ -12,15 +12,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_perception import image_spec, vector_spec
+from test_perception import dict_spec, image_spec, vector_spec
 from torch import nn
 
 from forethought.envs import shard
 from forethought.worldmodel import (
     JEPA,
+    Actions,
+    AutoPerception,
     GRUPredictor,
     ImagePerception,
     Losses,
+    MixedPerception,
     Objective,
     Readouts,
     ResidualMLP,
@@ -59,10 +62,21 @@ def readouts() -> Readouts:
 
 
 def objective() -> Objective:
-    return Objective(Losses(expander=6), D, A, torch.Generator())
+    return Objective(Losses(expander=6), D, Actions(A), torch.Generator())
 
 
-MAKERS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
+def mixed_encoder() -> MixedPerception:
+    model = MixedPerception(dict_spec(), latent_dim=D)
+    pixels, speed = torch.rand(2) + 0.5, torch.rand(3) + 0.5
+    model.standardise_by({"camera.left": (pixels - 1, pixels), "speed": (speed - 1, speed)})
+    return model
+
+
+Shape = tuple[int, ...]
+MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Shape | dict[str, Shape]]]] = {
+    "Actions": (lambda: Actions(3, discrete=True, embedding=2), [(5, 3)]),
+    "AutoPerception": (lambda: AutoPerception(image_spec(2, 8, 8), latent_dim=D), [(3, 2, 8, 8)]),
+    "MixedPerception": (mixed_encoder, [{"camera.left": (3, 2, 16, 16), "speed": (3, 3)}]),
     "Standardise": (standardise, [(3, 3)]),
     "ImagePerception": (image_encoder, [(3, 2, 8, 8)]),
     "VectorPerception": (vector_encoder, [(3, 5)]),
@@ -102,7 +116,12 @@ def test_every_public_module_is_in_the_table() -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_round_trip(name: str, tmp_path: Path) -> None:
     torch.manual_seed(9)
-    inputs = [torch.randn(shape) for shape in MAKERS[name][1]]
+    inputs = [
+        {key: torch.randn(part) for key, part in shape.items()}
+        if isinstance(shape, dict)
+        else torch.randn(shape)
+        for shape in MAKERS[name][1]
+    ]
     one, other = seeded_module(name, 0), seeded_module(name, 1)
     expected = flat(one(*inputs))
     assert not all(map(torch.equal, flat(other(*inputs)), expected))

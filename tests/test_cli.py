@@ -12,16 +12,20 @@ from typing import Any
 
 import pytest
 import yaml
+from test_perception import image_spec
 from test_run_folder import TINY, refusal, train
+from torch import nn
 
 import forethought
 from forethought.agent import Cost, Distillation
-from forethought.build import Collection, Model, Stages
+from forethought.build import Collection, Model, Round, Stages
 from forethought.cli import VERBS, main
+from forethought.completion import completion
 from forethought.demo import demo
+from forethought.inspecting import data, envs, show
 from forethought.parser import normalised, packaged_configs, parse, parser_of, refuse_strangers
 from forethought.planners import CEM, MPPI, Gradient
-from forethought.running import act, distill, evaluate, show
+from forethought.running import act, distill, evaluate
 from forethought.training import collect
 from forethought.training import train as train_verb
 from forethought.worldmodel import Losses
@@ -34,6 +38,9 @@ FUNCTIONS = {
     "distill": distill,
     "act": act,
     "show": show,
+    "envs": envs,
+    "data": data,
+    "completion": completion,
 }
 
 
@@ -110,14 +117,27 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --collection.episodes 0", "collection.episodes is 0"),
         ("train --collection.num-envs 0", "collection.num_envs is 0"),
         ("train --losses.variance -1", "losses.variance is -1"),
-        ("train --config nowhere", "no config 'nowhere': give a YAML file or one of two-rooms"),
+        ("train --config nowhere", "no config 'nowhere': give a YAML file or one of"),
         ("train --planner Nope", "Nope"),
         ("train --planner.starts 0", "starts = 0"),
         ("train --env Foo-v0", "'Foo-v0' is unknown"),
-        ("train --env-options.foo 1", "unknown options foo"),
-        ("train --env-options.layout round", "layout"),
-        ("train --env Pendulum-v1", "Box in [-1, 1]"),
-        ("train --model.perception VectorPerception", "choose another model.perception"),
+        ("train", "env is not given: choose an environment with --env ID"),
+        ("train --env forethought/TwoRooms-v0 --env-options.foo 1", "unknown options foo"),
+        ("train --env forethought/TwoRooms-v0 --env-options.layout round", "layout"),
+        ("train --config two-rooms --model.perception VectorPerception", "another model.perce"),
+        ("train --config two-rooms --task nothing", "no task 'nothing': give a YAML file or one"),
+        ("train --config two-rooms --precision half", "half"),
+        ("train --config two-rooms --rounds -1", "rounds is -1: choose 0 or more"),
+        ("train --round.episodes 0", "round.episodes is 0"),
+        ("train --round.share -1", "round.share is -1"),
+        ("train --stages.predictor.perturbation -1", "stages.predictor.perturbation is -1"),
+        ("train --stages.readouts.steps 0", "stages.readouts.steps is 0"),
+        ("train --stages.critic.trace 2", "stages.critic.trace is 2"),
+        ("train --model.action-embedding -1", "model.action_embedding is -1"),
+        ("train --losses.readout -1", "losses.readout is -1"),
+        ("train --resume", "--resume needs the run to go on with: give --run RUN"),
+        ("train --resume --run nowhere", "nowhere is no run folder"),
+        ("train --resume --run nowhere --seed 1", "so seed cannot be given"),
         ("train --device tpu", "'tpu' is not available"),
         ("train --threads 0", "threads is 0"),
         ("train --data nodata", "nodata"),
@@ -152,11 +172,12 @@ def test_refusals(
         ("evaluate RUN --episodes 0", "episodes is 0"),
         ("evaluate RUN --num-envs 0", "num_envs is 0"),
         ("evaluate RUN --modes [3]", "modes"),
-        ("evaluate RUN --cost.effort 11", "'effort' is 11.0: choose it in [0.0, 10.0]"),
+        ("evaluate RUN --cost.discount 2", "cost.discount is 2"),
         ("act RUN --mode 3", "mode"),
         ("act RUN --video film.txt", "must end in .gif or .mp4"),
         ("distill RUN --distillation.rounds 0", "distillation.rounds is 0"),
-        ("train --run RUN", "already holds a run"),
+        ("train --config two-rooms --run RUN", "already holds a run"),
+        ("train --resume --run RUN", "has come to its end already"),
     ],
 )
 def test_refusals_with_a_run(
@@ -258,8 +279,9 @@ def test_a_packaged_configuration_by_name_and_by_path(tmp_path: Path) -> None:
 
 def test_words_beat_the_configuration_and_leave_the_rest() -> None:
     packaged = parsed("train", "--config=two-rooms")
-    held = parsed("train", "--config=two-rooms", "--cost.effort=7", "--env-options.contact=stop")
-    assert held["cost"] == dataclasses.replace(packaged["cost"], effort=7.0)
+    words = ["--cost.discount=0.7", "--env-options.contact=stop"]
+    held = parsed("train", "--config=two-rooms", *words)
+    assert held["cost"] == dataclasses.replace(packaged["cost"], discount=0.7)
     assert held["env_options"] == packaged["env_options"] | {"contact": "stop"}
     assert packaged["env_options"]["contact"] == "slide"
 
@@ -268,14 +290,16 @@ def test_words_beat_the_configuration_and_leave_the_rest() -> None:
 def test_the_resolved_configuration_resolves_to_itself(name: str, tmp_path: Path) -> None:
     words = ["--config", name, "--planner=CEM", "--planner.candidates=9", "--seed=5"]
     words += ["--planner.iterations=3"]
-    words += ["--model.perception.latent-dim=6", "--model.perception.channels=[4]"]
+    words += ["--model.perception=ImagePerception", "--model.perception.channels=[4]"]
+    words += ["--model.perception.latent-dim=6", "--rounds=2", "--round.noise=0.3"]
     words += ["--model.perception.patches=[8]"]
     first = parse(parser_of(train_verb, "train"), words)
     path = tmp_path / "config.yaml"
     path.write_text(first[1])
     second = parse(parser_of(train_verb, "train"), ["--config", str(path)])
     assert second[1] == first[1]
-    for key in ("planner", "cost", "losses", "stages", "collection", "env_options", "seed"):
+    kept = ("planner", "cost", "losses", "stages", "collection", "env_options", "seed")
+    for key in (*kept, "env", "task", "rounds", "round", "precision"):
         assert second[0][key] == first[0][key], key
     assert second[0]["planner"] == CEM(candidates=9, iterations=3)
 
@@ -308,6 +332,7 @@ RECORDS = {
         "collection": Collection(),
         "losses": Losses(),
         "stages": Stages(),
+        "round": Round(),
         "cost": Cost(),
         "planner": Gradient(),
     },
@@ -354,10 +379,15 @@ def test_another_planner_has_its_own_defaults(planner: Any) -> None:
 
 
 def test_every_argument_of_the_model() -> None:
-    words = ["--model.perception.latent-dim=5", "--model.perception.normalise=true"]
+    words = ["--model.perception=ImagePerception", "--model.perception.normalise=true"]
+    words += ["--model.perception.latent-dim=5", "--model.action-embedding=7"]
     words += ["--model.perception.channels=[3]", "--model.perception.patches=[4]"]
     words += ["--model.predictor=GRUPredictor", "--model.predictor.hidden=11"]
     model: Model = parsed("train", *words)["model"]
+    perception: Any = model.perception(image_spec(2, 8, 8))
+    assert perception.latent_dim == 5
+    assert type(perception.layers[-1]) is nn.LayerNorm
+    assert model.action_embedding == 7
     predictor: Any = model.predictor(5, 2)
     assert predictor.cell.hidden_size == 11
     assert predictor.action_dim == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
 from typing import Any
 
 import gymnasium
@@ -12,7 +12,6 @@ from env_contract import assert_same
 
 from forethought.envs import (
     HELD_OUT_SEED,
-    Dataset,
     Episode,
     Greedy,
     Policy,
@@ -20,9 +19,7 @@ from forethought.envs import (
     Scripted,
     Smooth,
     collect,
-    collect_to,
     make,
-    spec_of,
 )
 
 
@@ -94,16 +91,79 @@ def test_progress_counts_up_to_the_number_asked_for() -> None:
 
 
 def test_other_environments_can_be_collected_from() -> None:
-    """Pendulum in [-2, 2] is refused with the remedy, which works."""
-    env = make("Pendulum-v1", 2, max_episode_steps=5)
+    env = make("Pendulum-v1", 2, episode_limit=5)
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="RescaleAction"):
-        collect(env, Random(), 3, first_seed=0, generator=rng)
-    wrapped = gymnasium.wrappers.vector.RescaleAction(env, -1.0, 1.0)
-    episodes = list(collect(wrapped, Random(), 5, first_seed=0, generator=rng))
+    episodes = list(collect(env, Random(), 5, first_seed=0, generator=rng))
     assert [item.length for item in episodes] == [5] * 5
     assert all(item.success is None and item.goal is None for item in episodes)
-    assert all(item.quantities == {} and item.truncated for item in episodes)
+    assert all(item.truncated for item in episodes)
+    for item in episodes:
+        np.testing.assert_array_equal(item.quantities["observation"], item.observations)
+    wrapped = gymnasium.wrappers.vector.RescaleAction(env, -2.0, 2.0)
+    with pytest.raises(ValueError, match="cannot be collected from"):
+        collect(wrapped, Random(), 3, first_seed=0, generator=rng)
+
+
+@pytest.mark.parametrize("policy", [Random(), Random(hold=0.5), Smooth()])
+def test_discrete_actions_are_one_integer_column(policy: Policy) -> None:
+    env = make("CartPole-v1", 3)
+    rng = np.random.default_rng(0)
+    episodes = list(collect(env, policy, 7, first_seed=0, generator=rng))
+    assert [item.seed for item in episodes] == list(range(7))
+    assert {item.policy for item in episodes} == {policy.name}
+    for item in episodes:
+        assert item.actions.dtype == np.int64
+        assert item.actions.shape == (item.length, 1)
+        assert item.terminated
+        observations, _ = env.reset(seed=[item.seed] * 3)
+        for t in range(item.length):
+            np.testing.assert_array_equal(item.observations[t], observations[0])
+            observations, *_ = env.step(np.repeat(item.actions[t], 3))
+    taken = np.concatenate([item.actions for item in episodes])
+    assert set(taken.ravel()) == {0, 1}
+
+
+def test_dictionaries_of_observations_are_collected() -> None:
+    env = make("FrozenLake-v1", 2, frame_stack=2, episode_limit=6)
+    arrays, dictionaries = (
+        list(collect(item, Random(), 5, first_seed=3, generator=np.random.default_rng(0)))
+        for item in (env, DictObservations(env))
+    )
+    for plain, named in zip(arrays, dictionaries, strict=True):
+        assert set(named.observations) == {"one", "other"}
+        np.testing.assert_array_equal(named.observations["one"], plain.observations)
+        np.testing.assert_array_equal(named.observations["other"], -plain.observations)
+        np.testing.assert_array_equal(named.actions, plain.actions)
+
+
+class DictObservations(gymnasium.vector.VectorObservationWrapper):
+    """Two entries instead of an array."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        space = env.single_observation_space
+        self.single_observation_space = gymnasium.spaces.Dict({"one": space, "other": space})
+
+    def observations(self, observations: Any) -> dict[str, np.ndarray]:
+        return {"one": observations, "other": -observations}
+
+
+def test_rows_without_an_episode_are_left_alone() -> None:
+    """What is not recorded is not simulated: 5 episodes in 4 rows are 5 x 9 steps."""
+    env = make("Pendulum-v1", 4, episode_limit=9)
+    steps = 0
+    for simulator in env.simulators:
+        advance = simulator.advance
+
+        def counted(action: Any, advance: Any = advance) -> Any:
+            nonlocal steps
+            steps += 1
+            return advance(action)
+
+        simulator.advance = counted
+    rng = np.random.default_rng(0)
+    assert len(list(collect(env, Random(), 5, first_seed=0, generator=rng))) == 5
+    assert steps == 5 * 9
 
 
 @pytest.mark.parametrize(
@@ -125,23 +185,6 @@ def test_collect_refuses_before_work_starts(changes: dict[str, Any], message: st
 def test_last_seed_that_is_not_held_out_is_allowed() -> None:
     last = gather(2, 2, Scripted(), first_seed=HELD_OUT_SEED - 2)[-1]
     assert last.seed == HELD_OUT_SEED - 1
-
-
-def test_collect_to_writes_shards_and_appends(tmp_path: Path) -> None:
-    env = make("forethought/TwoRooms-v0", 4, task="between")
-    rng = np.random.default_rng(0)
-    fields: dict[str, Any] = {"generator": rng, "episodes_per_shard": 3}
-    paths = collect_to(tmp_path, env, Scripted(), 7, first_seed=0, **fields)
-    assert len(paths) == 3
-    collect_to(tmp_path, env, Random(hold=0.5), 2, first_seed=7, **fields)
-    data = Dataset.open(tmp_path)
-    data.verify()
-    assert data.spec == spec_of(env)
-    assert [record.episodes for record in data.shards] == [3, 3, 1, 2]
-    assert list(data.arrays("seed")) == list(range(9))
-    assert [data.episode(index).policy for index in (0, 6, 7)] == ["scripted", "scripted", "random"]
-    with pytest.raises(ValueError, match="episodes_per_shard is 0"):
-        collect_to(tmp_path, env, Random(), 2, first_seed=9, generator=rng, episodes_per_shard=0)
 
 
 # --- Policies.
@@ -171,6 +214,28 @@ def test_random_is_uniform_and_holds_as_often_as_it_says() -> None:
     np.testing.assert_allclose(repeats, 0.8, atol=0.02)
     assert not (free[1:] == free[:-1]).any()
     assert (held[0] != 0).all()  # at the beginning there is nothing to hold
+
+
+@pytest.mark.parametrize(("policy", "hold"), [(Random(), 0.0), (Random(0.6), 0.6), (Smooth(), 0.8)])
+def test_discrete_policies_are_uniform_and_hold(policy: Policy, hold: float) -> None:
+    acting, rng = policy.for_space(gymnasium.spaces.Discrete(4)), np.random.default_rng(0)
+    actions, taken = np.full((50, 1), -1), []
+    for _ in range(400):
+        actions = acting(np.zeros((50, 1)), {}, actions, rng)
+        taken.append(actions)
+    assert taken[0].dtype == np.int64
+    counts = np.bincount(np.concatenate(taken).ravel(), minlength=4)
+    np.testing.assert_allclose(counts / counts.sum(), 0.25, atol=0.02)
+    repeats = np.mean([(one == other).mean() for one, other in itertools.pairwise(taken)])
+    np.testing.assert_allclose(repeats, hold + (1 - hold) / 4, atol=0.02)
+    assert acting.name == policy.name
+
+
+def test_policies_of_two_rooms_have_no_discrete_actions() -> None:
+    with pytest.raises(ValueError, match="use Random"):
+        Scripted().for_space(gymnasium.spaces.Discrete(4))
+    box = gymnasium.spaces.Box(-1, 1, (2,))
+    assert all(policy.for_space(box) is policy for policy in (Random(), Smooth(), Scripted()))
 
 
 def test_smooth_keeps_its_spread_and_correlation() -> None:

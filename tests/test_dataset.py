@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 from safetensors.numpy import load_file
 
-from forethought.envs import Dataset, EnvSpec, Episode, shard, write_shard
+from forethought.envs import Dataset, EnvSpec, Episode, describe, shard, write_shard
 
 SPEC = EnvSpec(
     "test/Counter-v0",
@@ -57,6 +57,34 @@ def assert_episodes_equal(one: Episode, other: Episode) -> None:
             assert value.dtype == second[name].dtype
 
 
+DICT_SPEC = EnvSpec(
+    "test/Both-v0",
+    spaces.Dict(
+        {
+            "joints": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+            "camera": spaces.Box(0, 255, (3, 4, 5), np.uint8),
+        }
+    ),
+    spaces.Discrete(4),
+    0.1,
+    50,
+)
+
+
+def dict_episode(number: int, length: int, **changes: Any) -> Episode:
+    """An episode with a camera and joints, whose joints are the observations of `episode`."""
+    plain = episode(number, length)
+    rng = np.random.default_rng(number)
+    camera = rng.integers(0, 256, (length + 1, 3, 4, 5), dtype=np.uint8)
+    fields: dict[str, Any] = {
+        "observations": {"joints": plain.observations, "camera": camera},
+        "actions": rng.integers(0, 4, (length, 1)),
+        "goal": {"joints": plain.goal, "camera": camera[-1]},
+        "env_id": DICT_SPEC.id,
+    }
+    return Episode(**{**vars(plain), **fields, **changes})
+
+
 LENGTHS = [5, 9, 3, 12, 4, 7]
 
 
@@ -70,6 +98,15 @@ def folder(tmp_path: Path, episodes: list[Episode]) -> Path:
     target = tmp_path / "data" / "counter"
     for begin, end in ((0, 3), (3, 4), (4, 6)):
         write_shard(target, episodes[begin:end], SPEC)
+    return target
+
+
+@pytest.fixture
+def dict_folder(tmp_path: Path) -> Path:
+    target = tmp_path / "both"
+    for begin, end in ((0, 3), (3, 4), (4, 6)):
+        numbers = range(begin, end)
+        write_shard(target, [dict_episode(k, LENGTHS[k]) for k in numbers], DICT_SPEC)
     return target
 
 
@@ -105,7 +142,7 @@ def test_opened_files_are_mapped_and_cannot_be_written_to(folder: Path) -> None:
 
 def test_flat_arrays_and_offsets(folder: Path, episodes: list[Episode]) -> None:
     data = Dataset.open(folder)
-    flat, actions = data.observations(), data.arrays("actions")
+    flat, actions = data.arrays("observations"), data.arrays("actions")
     clock = data.arrays("quantities.clock")
     for index, original in enumerate(episodes):
         rows = slice(*data.observation_offsets[index : index + 2])
@@ -156,6 +193,219 @@ def test_sampling_repeats_with_the_generator(folder: Path) -> None:
     assert not np.array_equal(one, other)
 
 
+def test_windows_know_rewards_and_terminations(folder: Path, episodes: list[Episode]) -> None:
+    data = Dataset.open(folder)
+    flat = data.terminal()
+    for index, item in enumerate(episodes):
+        marks = np.zeros(item.length, bool)
+        marks[-1] = item.terminated
+        np.testing.assert_array_equal(flat[slice(*data.step_offsets[index : index + 2])], marks)
+    for length in (1, 4, 7):
+        sampler = data.windows(length)
+        windows = sampler.gather(np.arange(len(sampler)))
+        starts = [(item, t) for item in episodes for t in range(max(item.length - length + 1, 0))]
+        assert windows.rewards.dtype == np.float32
+        assert windows.terminal.dtype == bool
+        for row, (item, start) in enumerate(starts):
+            np.testing.assert_array_equal(windows.rewards[row], item.rewards[start:][:length])
+            ends = item.terminated and start + length == item.length
+            assert windows.terminal[row].tolist() == [False] * (length - 1) + [ends]
+
+
+def test_windows_fetch_the_quantities_asked_for(folder: Path) -> None:
+    data, rng = Dataset.open(folder), np.random.default_rng(0)
+    assert set(data.windows(3).sample(2, rng).quantities) == {"clock", "wide"}
+    assert set(data.windows(3, ["wide"]).sample(2, rng).quantities) == {"wide"}
+    assert data.windows(3, ()).sample(2, rng).quantities == {}
+    with pytest.raises(ValueError, match=r"quantity 'depth' is not there: .*'clock', 'wide'"):
+        data.windows(3, ["depth"])
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 46, 1000])
+def test_chunks_are_the_flat_arrays_however_shards_are_cut(
+    folder: Path, dict_folder: Path, rows: int
+) -> None:
+    data = Dataset.open(folder)
+    chunks = list(data.observation_chunks(rows))
+    assert [len(chunk) for chunk in chunks[:-1]] == [rows] * (len(chunks) - 1)
+    assert 1 <= len(chunks[-1]) <= rows
+    np.testing.assert_array_equal(np.concatenate(chunks), data.arrays("observations"))
+    data = Dataset.open(dict_folder)
+    pieces: Any = list(data.observation_chunks(rows))
+    for name in ("joints", "camera"):
+        joined = np.concatenate([piece[name] for piece in pieces])
+        np.testing.assert_array_equal(joined, data.arrays(f"observations.{name}"))
+    with pytest.raises(ValueError, match="rows is 0"):
+        data.observation_chunks(0)
+
+
+def test_a_chunk_inside_a_shard_is_a_view(folder: Path) -> None:
+    data = Dataset.open(folder)
+    chunk: Any = next(data.observation_chunks(4))
+    assert np.shares_memory(chunk, data._arrays[0]["observations"])
+
+
+# --- Mappings as observations.
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_mappings_come_back(dict_folder: Path, in_memory: bool) -> None:
+    data = Dataset.open(dict_folder, in_memory=in_memory)
+    data.verify()
+    assert data.spec == DICT_SPEC
+    assert set(data.observation_names) == {"joints", "camera"}
+    assert Dataset.open(dict_folder).arrays("goals.camera").shape == (6, 3, 4, 5)
+    for index, length in enumerate(LENGTHS):
+        assert_episodes_equal(data.episode(index), dict_episode(index, length))
+    with pytest.raises(ValueError, match="'observations' is not there"):
+        data.arrays("observations")
+
+
+def test_mappings_have_a_format_version_of_their_own(folder: Path, dict_folder: Path) -> None:
+    versions = [
+        json.loads((path / "index.json").read_text())["format_version"]
+        for path in (folder, dict_folder)
+    ]
+    assert versions == [1, 2]
+
+
+@pytest.mark.parametrize("length", [1, 4, 9, 12])
+def test_every_window_of_mappings_is_a_slice_of_its_episode(dict_folder: Path, length: int) -> None:
+    sampler = Dataset.open(dict_folder).windows(length)
+    windows: Any = sampler.gather(np.random.default_rng(0).permutation(len(sampler)))
+    assert windows.observations["camera"].dtype == np.uint8
+    seen = set()
+    for row in range(len(sampler)):
+        number, start = (int(x) for x in windows.observations["joints"][row, 0])
+        item: Any = dict_episode(number, LENGTHS[number])
+        for name in ("joints", "camera"):
+            expected = item.observations[name][start : start + length + 1]
+            np.testing.assert_array_equal(windows.observations[name][row], expected)
+        np.testing.assert_array_equal(windows.actions[row], item.actions[start : start + length])
+        seen.add((number, start))
+    assert len(seen) == len(sampler)
+
+
+def test_statistics_of_mappings_are_those_of_their_entries(dict_folder: Path) -> None:
+    data = Dataset.open(dict_folder)
+    statistics: Any = data.channel_statistics()
+    assert {name: mean.shape for name, (mean, _) in statistics.items()} == {
+        "joints": (2,),
+        "camera": (3,),
+    }
+    camera = data.arrays("observations.camera")
+    np.testing.assert_allclose(statistics["camera"][0], camera.mean((0, 2, 3)), rtol=1e-5)
+    joints = data.arrays("observations.joints")
+    np.testing.assert_allclose(statistics["joints"][1], joints.std(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": {}}, "empty mapping"),
+        ({"observations": {"joints": np.zeros((3, 2), np.float32)}}, "observations.joints has 3"),
+        ({"goal": np.zeros(2, np.float32)}, r"goal has the entries \['goal'\]"),
+        ({"goal": {"joints": np.zeros(2, np.float32)}}, r"goal.camera.*give one observation"),
+        (
+            {"goal": {"joints": np.zeros(3), "camera": np.zeros((3, 4, 5), np.uint8)}},
+            r"goal.joints has shape \(3,\)",
+        ),
+    ],
+)
+def test_an_episode_of_mappings_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dict_episode(1, 3, **changes)
+
+
+def test_a_mapping_that_the_spec_does_not_have_is_refused(tmp_path: Path) -> None:
+    other = dict_episode(1, 3, observations={"joints": np.zeros((4, 2), np.float32)}, goal=None)
+    with pytest.raises(ValueError, match=r"has \['observations.joints'\], the spec says"):
+        write_shard(tmp_path / "new", [other], DICT_SPEC)
+    whole: Any = dict_episode(1, 3).observations
+    wide = {**whole, "joints": whole["joints"].astype(np.float64)}
+    with pytest.raises(ValueError, match=r"observations\.joints are float64"):
+        write_shard(tmp_path / "new", [dict_episode(1, 3, observations=wide)], DICT_SPEC)
+    nested = spaces.Dict({"inner": spaces.Dict({"x": spaces.Box(-1, 1, (2,))})})
+    spec = EnvSpec(**{**vars(DICT_SPEC), "observation_space": nested})
+    with pytest.raises(ValueError, match="use a Box or a Dict of Boxes"):
+        write_shard(tmp_path / "new", [dict_episode(1, 3)], spec)
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_shards_of_mappings_are_found(dict_folder: Path) -> None:
+    path = dict_folder / "shard-00001.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"shard-00001.*cut"):
+        Dataset.open(dict_folder)
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"shard-00001.*SHA-256"):
+        Dataset.open(dict_folder).verify()
+
+
+def test_later_shards_must_be_like_the_first(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"differ from those of data set .*quantities.clock"):
+        write_shard(folder, [episode(8, 5, quantities={})], SPEC)
+    with pytest.raises(ValueError, match=r"\['goals'\]: use another folder"):
+        write_shard(folder, [episode(8, 5, goal=None)], SPEC)
+    assert Dataset.open(folder).episodes == 6
+
+
+# --- Description.
+
+
+def test_a_description_says_what_is_there(folder: Path, episodes: list[Episode]) -> None:
+    data, told = Dataset.open(folder), describe(folder)
+    json.dumps(told, allow_nan=False)
+    assert (told["episodes"], told["decisions"]) == (6, sum(LENGTHS))
+    assert told["environment_steps"] == sum(LENGTHS)
+    assert told["environment"]["id"] == SPEC.id
+    returns = [item.rewards.sum() for item in episodes]
+    assert told["return"] == {
+        "min": min(returns),
+        "mean": pytest.approx(np.mean(returns)),
+        "max": max(returns),
+    }
+    assert told["success"] == {"share": 0.5, "of": 4}
+    assert (told["terminated"], told["truncated"]) == (3, 3)
+    assert told["policies"] == {"policy0": 3, "policy1": 3}
+    assert told["seeds"] == {"min": 70, "max": 75, "held_out": 0}
+    assert (told["shards"], told["bytes"]) == (3, sum(item.bytes for item in data.shards))
+    assert_statistics(told["observations"]["observations"], data.arrays("observations"))
+    assert_statistics(told["quantities"]["clock"], data.arrays("quantities.clock"))
+    assert_statistics(told["actions"], data.arrays("actions"))
+    assert told["actions"]["at_bounds"] == (np.abs(data.arrays("actions")) >= 1).mean(0).tolist()
+
+
+def assert_statistics(told: dict[str, Any], array: np.ndarray) -> None:
+    assert told["rows"] == len(array)
+    for name in ("min", "mean", "std", "max"):
+        expected = getattr(array.astype(np.float64), name)(0)
+        np.testing.assert_allclose(told[name], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_description_of_mappings_counts_actions_and_held_out_seeds(dict_folder: Path) -> None:
+    write_shard(dict_folder, [dict_episode(6, 5, seed=10**6)], DICT_SPEC)
+    data, told = Dataset.open(dict_folder), describe(dict_folder, sample=10)
+    assert told["actions"]["counts"] == np.bincount(data.arrays("actions")[:, 0]).tolist()
+    assert told["seeds"] == {"min": 70, "max": 10**6, "held_out": 1}
+    camera = told["observations"]["observations.camera"]
+    assert camera["rows"] == 10
+    assert len(camera["mean"]) == 3
+    assert told["observations"]["observations.joints"]["rows"] == data.observation_offsets[-1]
+    with pytest.raises(ValueError, match="sample is 0"):
+        describe(dict_folder, sample=0)
+
+
+def test_a_small_spread_beside_a_large_mean_is_described(tmp_path: Path) -> None:
+    times = np.linspace(0, 1, 10001)[:, None]
+    item = episode(0, 10000, quantities={"far": 1e8 + times})
+    write_shard(tmp_path, [item], SPEC)
+    assert describe(tmp_path)["quantities"]["far"]["std"][0] == pytest.approx(times.std(), rel=1e-4)
+
+
 def test_windows_refuse(folder: Path) -> None:
     data = Dataset.open(folder)
     with pytest.raises(ValueError, match="length is 13, the longest episode has 12 steps"):
@@ -171,7 +421,7 @@ def test_windows_refuse(folder: Path) -> None:
 def test_statistics_of_vectors_are_those_of_all_entries(folder: Path) -> None:
     data = Dataset.open(folder)
     mean, std = data.channel_statistics()
-    flat = data.observations().astype(np.float64)
+    flat = data.arrays("observations").astype(np.float64)
     np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-6)
     np.testing.assert_allclose(std, flat.std(0), rtol=1e-6)
     assert mean.dtype == std.dtype == np.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,7 +58,8 @@ def walks(episodes: int = 200, length: int = 12) -> LatentData:
     moves = torch.cat((torch.zeros(episodes, 1, A), actions[:, :-1].cumsum(1)), 1)
     states = first + torch.cat((moves, torch.zeros_like(moves)), -1)
     remaining = torch.arange(length, -1, -1).repeat(episodes)
-    return LatentData(states.flatten(0, 1), actions.flatten(0, 1), remaining)
+    never = torch.zeros(len(remaining), dtype=torch.bool)
+    return LatentData(states.flatten(0, 1), actions.flatten(0, 1), remaining, never)
 
 
 def test_effective_rank_of_known_matrices() -> None:
@@ -183,7 +185,7 @@ def test_diagnose_puts_it_together_and_warns(caplog: pytest.LogCaptureFixture) -
 
 def test_a_collapsed_latent_is_reported_without_dividing_by_zero() -> None:
     still = walks()
-    data = LatentData(torch.ones_like(still.states), still.actions, still.remaining)
+    data = replace(still, states=torch.ones_like(still.states))
     report = {"latent_std": latent_std(data.states), "effective_rank": effective_rank(data.states)}
     report |= open_loop(world(0.0), data, 8, seeded())
     assert report["open_loop_ratio"] == 0  # it predicts itself perfectly

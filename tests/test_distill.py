@@ -7,10 +7,31 @@ from typing import Any
 
 import pytest
 import torch
-from test_agent import Plane, agent_of, exact, points, policy_of, seeded, success
+from test_agent import (
+    CALM,
+    Plane,
+    agent_of,
+    critic_of,
+    exact,
+    points,
+    policy_of,
+    readouts_of,
+    seeded,
+    success,
+)
 from torch import Tensor
 
-from forethought.agent import Agent, Cost, Distillation, Policy, distill, label
+from forethought.agent import (
+    Agent,
+    Cost,
+    Distillation,
+    Policy,
+    Posture,
+    Task,
+    TaskTerm,
+    distill,
+    label,
+)
 from forethought.planners import Gradient, Plan, Planner, Problem, evaluate
 from forethought.worldmodel import NonFiniteLossError
 
@@ -43,13 +64,44 @@ def test_the_distilled_policy_reaches_the_goals() -> None:
     assert success(reactive, 40, 20) > 0.7
 
 
+def test_a_policy_without_goals_is_distilled() -> None:
+    """The posture is the known optimum: from everywhere the policy goes there, and stays."""
+    there = torch.tensor([0.4, -0.3])
+    task = Task({"there": TaskTerm(Posture("state", tuple(there.tolist()), scale=0.5))})
+    agent = agent_of(Gradient(starts=2, iterations=15), cost=Cost(horizon=6), task=task)
+    agent.model.requires_grad_(False)
+    labels = label(agent, None, STATES[:4], None, seeded())
+    assert labels.goals is None
+    assert labels.states.shape == labels.actions.shape == (24, 2)
+    policy = policy_of(goal=False)
+    reached = []
+    for learn in (False, True):
+        if learn:
+            distill(agent, policy, STATES, QUICK, seeded())
+        with torch.no_grad():
+            states = policy.rollout(agent.model, STATES, {}, 12)[1]
+        reached.append(float(((states[:, -1] - there).norm(dim=-1) < 0.15).float().mean()))
+    assert reached[0] < 0.3
+    assert reached[1] > 0.9
+
+
 def test_only_the_policy_learns() -> None:
-    agent = agent_of(Gradient(starts=2, iterations=4), cost=Cost(horizon=4))
+    readouts, critic = readouts_of(), critic_of(4, 0.8)
+    agent = agent_of(
+        Gradient(starts=2, iterations=4),
+        cost=Cost(horizon=4),
+        task=replace(CALM, goal=True),
+        readouts=readouts,
+        critic=critic,
+    )
     before, fingerprint = exact(), agent.bank.fingerprint()
     policy = policy_of()
     result = distill(agent, policy, STATES, TINY, seeded())
     assert same(agent.model, before)
-    assert all(parameter.grad is None for parameter in agent.model.parameters())
+    assert same(readouts, readouts_of())
+    assert same(critic, critic_of(4, 0.8))
+    for module in (agent.model, readouts, critic):
+        assert all(parameter.grad is None for parameter in module.parameters())
     assert agent.bank.fingerprint() == fingerprint
     assert not same(policy, policy_of())
     assert result == replace(agent, policy=policy)
@@ -87,7 +139,7 @@ class Answering(Planner):
 
 
 def answering(**options: Any) -> Agent:
-    return agent_of(Answering(**options), cost=Cost(horizon=3))
+    return agent_of(Answering(**options), cost=Cost(horizon=3, discount=1.0))
 
 
 def always(action: float) -> Policy:
@@ -103,6 +155,7 @@ def always(action: float) -> Policy:
 def test_all_imagined_states_are_labelled() -> None:
     start, goal = torch.as_tensor(points(4)), torch.as_tensor(points(4, 1))
     labels = label(answering(), None, start, goal, seeded())
+    assert labels.goals is not None
     assert labels.states.shape == labels.goals.shape == labels.actions.shape == (12, 2)
     for problem in range(4):
         for t in range(3):
@@ -229,6 +282,7 @@ OTHER = {
     "steps": 4,
     "minibatch": 9,
     "learning_rate": 2e-3,
+    "decay": 0.5,
     "fresh": 0.9,
 }
 

@@ -8,36 +8,27 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
-from env_contract import EnvContract
+from env_contract import RegisteredEnvContract
 from gymnasium import spaces
 
 from forethought.envs import EnvSpec, make, register, spec_of
 
 
-class TestTwoRooms(EnvContract):
+class TestTwoRooms(RegisteredEnvContract):
     id = "forethought/TwoRooms-v0"
 
 
-class TestTwoRoomsRandomStop(EnvContract):
+class TestTwoRoomsRandomStop(RegisteredEnvContract):
     id = "forethought/TwoRooms-v0"
     options: ClassVar[dict[str, Any]] = {"layout": "random", "contact": "stop", "task": "between"}
 
 
-class TestTwoRooms65(EnvContract):
+class TestTwoRooms65(RegisteredEnvContract):
     id = "forethought/TwoRooms65-v0"
 
 
-class TestDoubleIntegrator(EnvContract):
+class TestDoubleIntegrator(RegisteredEnvContract):
     id = "forethought/DoubleIntegrator-v0"
-
-
-class TestForeign(EnvContract):
-    """Any id of Gymnasium's, here one with a dtype and bounds of its own."""
-
-    id = "Pendulum-v1"
-    limit_option = "max_episode_steps"
-    has_goal = False
-    advice = ("symmetric and normalized",)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +36,8 @@ class TestForeign(EnvContract):
     [
         ("forethought/TwoRoom-v0", "did you mean forethought/TwoRooms-v0"),
         ("Nothing/AtAll-v7", "forethought/DoubleIntegrator-v0"),
+        ("dm_control/cartpole-swingdown", "did you mean dm_control/cartpole-swingup"),
+        ("dm_control/ball-in-cup", "dm_control/ball_in_cup-catch"),
         ("no_such_module_here:Thing-v0", "no_such_module_here"),
     ],
 )
@@ -80,6 +73,14 @@ def test_gymnasium_makes_ours_too() -> None:
     env = gymnasium.make_vec("forethought/TwoRooms65-v0", num_envs=2)
     assert env.reset(seed=0)[0].shape == (2, 2, 65, 65)
     assert spec_of(env) == spec_of(make("forethought/TwoRooms65-v0", 5))
+
+
+def test_each_environment_keeps_its_own_options() -> None:
+    one = make("forethought/TwoRooms-v0", layout="random")
+    other = make("forethought/TwoRooms-v0", task="between")
+    assert spec_of(one).options == {"layout": "random"}
+    assert spec_of(other).options == {"task": "between"}
+    assert gymnasium.spec("forethought/TwoRooms-v0").kwargs == {}
 
 
 def test_step_and_reset_say_what_is_wrong() -> None:
@@ -175,6 +176,13 @@ def test_stored_spec_with_a_missing_field_is_refused() -> None:
     del record["episode_limit"]
     with pytest.raises(ValueError, match="episode_limit"):
         EnvSpec.from_json(record)
+
+
+def test_environment_steps_are_decisions_times_action_repeat() -> None:
+    space = SPACES["uniform"]
+    assert EnvSpec("a/b-v0", space, spaces.Discrete(4), 0.02, 10).action_repeat == 1
+    spec = EnvSpec("a/b-v0", space, spaces.Discrete(4), 0.02, 10, {"action_repeat": 3})
+    assert spec.action_repeat == 3
 
 
 def test_control_step_is_the_simulators() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from forethought import envs
 from forethought.agent import (
@@ -25,6 +26,7 @@ from forethought.agent import (
 from forethought.agent.loop import select_info
 
 SEEDS = list(range(40, 56))
+BOX = spaces.Box(-1, 1, (2,), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def rooms(num_envs: int, **options: Any) -> Any:
 
 
 def scripted(noise: float = 0.0) -> PolicyController:
-    return PolicyController(envs.Scripted(noise=noise), 2, np.random.default_rng(0))
+    return PolicyController(envs.Scripted(noise=noise), BOX, np.random.default_rng(0))
 
 
 def core(outcomes: list[Outcome]) -> list[tuple[Any, ...]]:
@@ -188,7 +190,7 @@ def test_termination_without_success_is_no_success() -> None:
 
 def test_without_a_criterion_there_is_no_success() -> None:
     env = envs.make("MountainCarContinuous-v0", 2, max_episode_steps=3)
-    policy = PolicyController(envs.Random(), 1, np.random.default_rng(0))
+    policy = PolicyController(envs.Random(), env.single_action_space, np.random.default_rng(0))
     outcomes = run_episodes(env, policy, [0, 1, 2])
     assert [(o.success, o.steps) for o in outcomes] == [(None, 3)] * 3
     assert all(outcome.return_ < 0 for outcome in outcomes)
@@ -245,7 +247,7 @@ def test_decisions_are_timed_with_one_environment_only() -> None:
 
 
 def test_decisions_are_timed() -> None:
-    slow = Slow(envs.Random(), 2, np.random.default_rng(0))
+    slow = Slow(envs.Random(), BOX, np.random.default_rng(0))
     timing = time_decisions(rooms(1, episode_limit=5), slow, SEEDS, 12)
     assert 2.0 <= timing.ms_per_decision < 1000.0
     assert timing.p95_ms >= 2.0

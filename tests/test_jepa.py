@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from test_perception import vector_spec
 from torch import Tensor
 
-from forethought.worldmodel import JEPA, GRUPredictor, Predictor, ResidualMLP, VectorPerception
+from forethought.worldmodel import (
+    JEPA,
+    Actions,
+    GRUPredictor,
+    Predictor,
+    ResidualMLP,
+    VectorPerception,
+    action_error,
+)
 from forethought.worldmodel.predictors import Context
 
 N, H, D, A, Z, O = 3, 5, 4, 2, 3, 6  # noqa: E741 - the letters of the docstrings
@@ -122,3 +132,85 @@ def test_perception_estimates_the_state(model: JEPA) -> None:
 def test_sizes_are_those_of_the_parts(model: JEPA) -> None:
     assert (model.latent_dim, model.action_dim) == (D, A)
     assert model.device == torch.device("cpu")
+
+
+# ---- actions ------------------------------------------------------------------------------------
+
+CHOICES = 3
+
+
+def discrete_model(embedding: int = 0) -> JEPA:
+    torch.manual_seed(0)
+    actions = Actions(CHOICES, discrete=True, embedding=embedding)
+    perception = VectorPerception(vector_spec(O), latent_dim=D, hidden=16)
+    return JEPA(perception, ResidualMLP(D, actions.dim, hidden=16), actions)
+
+
+def test_continuous_actions_enter_as_they_are() -> None:
+    actions = Actions(A)
+    assert (actions.size, actions.dim, actions.discrete) == (A, A, False)
+    assert Actions(A, embedding=5).dim == A  # an embedding is for discrete ones
+    x = torch.randn(N, A)
+    assert actions(x) is x
+    assert not list(actions.parameters())
+
+
+def test_discrete_actions_by_hand() -> None:
+    index = torch.tensor([[2, 0], [1, 1]])
+    onehot = Actions(CHOICES, discrete=True)
+    assert (onehot.size, onehot.dim) == (CHOICES, CHOICES)
+    rows = torch.eye(CHOICES)
+    assert torch.equal(onehot(index), rows[index])
+    embedded = Actions(CHOICES, discrete=True, embedding=5)
+    assert (embedded.size, embedded.dim) == (CHOICES, 5)
+    assert embedded.embedding is not None
+    table = embedded.embedding.weight.T  # one row for each action
+    torch.testing.assert_close(embedded(index), table[index])
+    # Probabilities mix the rows.
+    mixture = torch.tensor([0.2, 0.3, 0.5])
+    torch.testing.assert_close(embedded(mixture), mixture @ table)
+    assert torch.equal(onehot(mixture), mixture)
+
+
+@pytest.mark.parametrize("embedding", [0, 5])
+def test_certain_probabilities_are_indices(embedding: int) -> None:
+    model = discrete_model(embedding)
+    assert (model.action_dim, model.predictor.action_dim) == (CHOICES, embedding or CHOICES)
+    first = torch.randn(N, D)
+    index = torch.randint(CHOICES, (N, H), generator=torch.Generator().manual_seed(0))
+    certain = torch.nn.functional.one_hot(index, CHOICES).float()
+    states = model.rollout(first, index)
+    assert states.shape == (N, H, D)
+    assert torch.equal(model.rollout(first, certain), states)
+    assert torch.equal(model.predict(first, index[:, 0]), states[:, 0])
+    state = first
+    for step in range(H):
+        state = model.predictor(state, model.actions(index[:, step]))
+        assert torch.equal(states[:, step], state)
+    other = model.rollout(first, (index + 1) % CHOICES)
+    assert not torch.allclose(other, states, atol=1e-3)
+
+
+@pytest.mark.parametrize("embedding", [0, 5])
+def test_the_rollout_has_a_derivative_in_probabilities(embedding: int) -> None:
+    model = discrete_model(embedding).double()
+    first = torch.randn(2, D, dtype=torch.float64)
+    mixed = torch.rand(2, 3, CHOICES, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: model.rollout(first, a), (mixed,))
+
+
+def test_a_predictor_for_other_actions_is_refused() -> None:
+    perception = VectorPerception(vector_spec(O), latent_dim=D, hidden=16)
+    with pytest.raises(ValueError, match="takes actions of size 3, but they have size 5: build it"):
+        JEPA(perception, ResidualMLP(D, 3), Actions(3, discrete=True, embedding=5))
+
+
+def test_the_error_of_an_action() -> None:
+    told, actions = torch.tensor([[0.5, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    assert action_error(told, actions).item() == pytest.approx((0.25 + 1) / 4)
+    # Cross-entropy of logits, over any leading axes: log 3 where nothing is known.
+    index = torch.tensor([[0, 2], [1, 1]])
+    assert action_error(torch.zeros(2, 2, 3), index).item() == pytest.approx(math.log(3))
+    logits = 2.0 * torch.eye(3)[index]
+    right = math.log(math.exp(2) + 2) - 2
+    assert action_error(logits, index).item() == pytest.approx(right, rel=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,27 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from forethought.envs import EnvSpec
-from forethought.worldmodel import ImagePerception, Perception, Standardise, VectorPerception, mlp
+from forethought.envs import Dataset, EnvSpec, Episode, write_shard
+from forethought.worldmodel import (
+    JEPA,
+    Actions,
+    AutoPerception,
+    ImagePerception,
+    JointStage,
+    Losses,
+    MixedPerception,
+    Objective,
+    Perception,
+    ResidualMLP,
+    Standardise,
+    VectorPerception,
+    encode_dataset,
+    load_checkpoint,
+    mlp,
+    save_checkpoint,
+    train_joint,
+)
+from forethought.worldmodel.perception import BoxPerception
 
 
 def image_spec(*shape: int) -> EnvSpec:
@@ -36,7 +57,14 @@ def vector_spec(size: int) -> EnvSpec:
     )
 
 
-def encoder(kind: str, **options: Any) -> Perception:
+def dict_spec() -> EnvSpec:
+    """Two frames of 16 x 16 pixels, and three numbers; a name may hold a dot."""
+    parts = {"camera.left": image_spec(2, 16, 16), "speed": vector_spec(3)}
+    space = spaces.Dict({name: part.observation_space for name, part in parts.items()})
+    return EnvSpec("test/Mixed-v0", space, image_spec(2, 16, 16).action_space, 0.1, 50, {})
+
+
+def encoder(kind: str, **options: Any) -> BoxPerception:
     torch.manual_seed(0)
     if kind == "image":
         small: dict[str, Any] = {"latent_dim": 6, "channels": (4, 8), "hidden": 16}
@@ -44,7 +72,7 @@ def encoder(kind: str, **options: Any) -> Perception:
     return VectorPerception(vector_spec(5), **{"latent_dim": 6, "hidden": 16, **options})
 
 
-def observations(model: Perception, *lead: int) -> torch.Tensor:
+def observations(model: BoxPerception, *lead: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     shape = (*lead, *model.observation_shape)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -180,3 +208,167 @@ def test_mlp_by_hand() -> None:
     first, _, last = model
     hidden = (x @ first.weight.T + first.bias).clamp_min(0)
     torch.testing.assert_close(model(x), hidden @ last.weight.T + last.bias)
+
+
+# ---- several entries, and the choice by itself ---------------------------------------------------
+
+
+def mixed_observation(*lead: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (*lead, 2, 16, 16)
+    return {
+        "camera.left": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        "speed": torch.randn(*lead, 3, generator=generator),
+        "ignored": torch.zeros(*lead, 1),
+    }
+
+
+def mixed(**options: Any) -> MixedPerception:
+    torch.manual_seed(0)
+    return MixedPerception(dict_spec(), **{"latent_dim": 6, **options})
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3, 4)])
+def test_a_dictionary_is_encoded_entry_by_entry_and_merged(lead: tuple[int, ...]) -> None:
+    model, x = mixed(), mixed_observation(*lead)
+    state = model(x)
+    assert state.shape == (*lead, 6)
+    camera, speed = model.parts
+    assert isinstance(camera, ImagePerception)
+    assert isinstance(speed, VectorPerception)
+    both = torch.cat((camera(x["camera.left"]), speed(x["speed"])), -1)
+    expected = both @ model.merge.weight.T + model.merge.bias
+    torch.testing.assert_close(mixed(normalise=False)(x), expected)
+    centred = expected - expected.mean(-1, keepdim=True)
+    spread = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(state, centred / spread)
+
+
+def test_every_entry_matters_and_members_of_a_batch_do_not_leak() -> None:
+    model, x = mixed(), mixed_observation(4)
+    floats = {name: part.float().requires_grad_() for name, part in x.items()}
+    model(floats)[1, 0].backward()
+    for name in ("camera.left", "speed"):
+        gradient = floats[name].grad
+        assert gradient is not None
+        moved = gradient.flatten(1).abs().sum(1) > 0
+        assert moved.tolist() == [False, True, False, False], name
+    assert floats["ignored"].grad is None
+
+
+def test_each_entry_has_statistics_of_its_own() -> None:
+    model, x = mixed(), mixed_observation(3)
+    before = model(x)
+    pixels, speed = np.float32([100, 200]), np.float32([1, 2, 3])
+    model.standardise_by({"camera.left": (pixels, pixels / 2), "speed": (speed, 0 * speed)})
+    assert not torch.allclose(model(x), before, atol=1e-3)
+    by_hand = {
+        "camera.left": (x["camera.left"] - torch.tensor(pixels).view(2, 1, 1))
+        / torch.tensor(pixels / 2).view(2, 1, 1),
+        "speed": x["speed"] - torch.tensor(speed),  # what never varies keeps a std of 1
+    }
+    torch.testing.assert_close(mixed()(by_hand), model(x))
+
+
+def test_what_is_wrong_with_a_dictionary_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no entries \['speed'\]: use the environment"):
+        mixed()({"camera.left": torch.zeros(2, 16, 16)})
+    with pytest.raises(ValueError, match="observation has shape") as caught:
+        mixed()(mixed_observation(2) | {"speed": torch.zeros(2, 4)})
+    assert "(2, 4)" in str(caught.value)
+    with pytest.raises(ValueError, match=r"test/Vector-v0 has Box.*choose another model\.perc"):
+        MixedPerception(vector_spec(3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "inner", "shape"),
+    [
+        (vector_spec(5), VectorPerception, (5,)),
+        (image_spec(3, 16, 16), ImagePerception, (3, 16, 16)),
+        (image_spec(9, 64, 64), ImagePerception, (9, 64, 64)),  # three stacked frames
+    ],
+)
+def test_the_encoder_that_fits_is_chosen(
+    spec: EnvSpec, inner: type[Perception], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = AutoPerception(spec, latent_dim=6)
+    assert type(model.inner) is inner
+    assert model.latent_dim == model.inner.latent_dim == 6
+    x = torch.rand(3, *shape)
+    assert torch.equal(model(x), model.inner(x))
+    before, channels = model(x), shape[0]
+    model.standardise_by((np.full(channels, 0.5, np.float32), np.full(channels, 2.0, np.float32)))
+    assert not torch.allclose(model(x), before, atol=1e-3)
+    torch.testing.assert_close(model(x), model.inner(x))
+
+
+def test_a_dictionary_is_chosen_too_and_comes_back_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, other = (AutoPerception(dict_spec(), latent_dim=6) for _ in range(2))
+    assert type(model.inner) is MixedPerception
+    pixels, speed = np.float32([100, 200]), np.float32([1, 2, 3])
+    model.standardise_by({"camera.left": (pixels, pixels), "speed": (speed, speed)})
+    x = mixed_observation(4)
+    assert not torch.equal(model(x), other(x))
+    save_checkpoint(tmp_path / "model.safetensors", {"it": model}, {})
+    load_checkpoint(tmp_path / "model.safetensors", {"it": other})
+    assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3),
+        spaces.Box(0, 1, (4, 4), np.float32),
+        spaces.Dict({"speed": spaces.Box(0, 1, (2,), np.float32), "gear": spaces.Discrete(3)}),
+    ],
+)
+def test_observations_without_an_encoder_are_refused(space: Any) -> None:
+    spec = replace(vector_spec(2), observation_space=space)
+    with pytest.raises(ValueError, match=r"test/Vector-v0 .* no encoder is known: use vectors"):
+        AutoPerception(spec)
+
+
+def test_pictures_and_numbers_train_together(tmp_path: Path) -> None:
+    """Dictionaries of frames and vectors, through the data set, the joint stage and the cache."""
+    rng, spec = np.random.default_rng(0), dict_spec()
+    episodes = [
+        Episode(
+            observations={
+                "camera.left": rng.integers(0, 256, (7, 2, 16, 16), np.uint8),
+                "speed": rng.standard_normal((7, 3), np.float32),
+            },
+            actions=rng.uniform(-1, 1, (6, 2)).astype(np.float32),
+            rewards=np.zeros(6, np.float32),
+            terminated=False,
+            truncated=True,
+            success=None,
+            quantities={},
+            goal=None,
+            seed=seed,
+            env_id=spec.id,
+            policy="random",
+        )
+        for seed in range(3)
+    ]
+    write_shard(tmp_path, episodes, spec)
+    data = Dataset.open(tmp_path)
+    torch.manual_seed(0)
+    model = JEPA(AutoPerception(data.spec, latent_dim=6), ResidualMLP(6, 2, hidden=8))
+    inner = model.perception.inner
+    assert isinstance(inner, MixedPerception)
+    heads = Objective(Losses(), 6, Actions(2), torch.Generator().manual_seed(0))
+    log: list[float] = []
+    stage = JointStage(steps=2, batch=4, unroll=2)
+    train_joint(model, heads, data, stage, rng, lambda _, record: log.append(record["loss"]))
+    assert np.isfinite(log).all()
+    statistics = data.channel_statistics()
+    for name, part in zip(inner.names, inner.parts, strict=True):
+        assert isinstance(part, BoxPerception)
+        mean = torch.as_tensor(statistics[name][0])
+        torch.testing.assert_close(part.standardise.mean.flatten(), mean)
+    states = encode_dataset(model, data, batch=5).states
+    episode = data.episode(1)
+    alone = model.encode({k: torch.as_tensor(v) for k, v in episode.observations.items()})
+    torch.testing.assert_close(states[7:14], alone, rtol=1e-4, atol=1e-5)

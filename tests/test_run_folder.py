@@ -32,6 +32,8 @@ TINY = [
     "--stages.predictor.steps=3",
     "--stages.predictor.batch=4",
     "--stages.predictor.unroll=3",
+    "--stages.readouts.steps=3",
+    "--stages.critic.steps=3",
     "--planner.starts=2",
     "--planner.iterations=2",
     "--cost.horizon=4",
@@ -132,11 +134,12 @@ def test_the_metrics_are_in_both_places(tiny: Path) -> None:
     assert [line["stage"] for line in lines] == [
         "joint",
         "predictor",
+        "readouts",
         "diagnostics",
         "distill",
         "distill",
     ]
-    assert [line["step"] for line in lines] == [3, 3, 6, 3, 6]
+    assert [line["step"] for line in lines] == [3, 3, 3, 3, 3, 6]
     board = EventAccumulator(str(tiny / "tensorboard"))
     board.Reload()
     for line in lines:
@@ -174,7 +177,7 @@ def test_collecting_twice_appends_with_fresh_seeds(tmp_path: Path) -> None:
     data = tmp_path / "data"
     words = [str(data), "--collection.episodes=3", "--env-options.episode-limit=5"]
     assert forethought.call("collect", words) == 15
-    assert forethought.call("collect", [*words, "--collection.policy=Random"]) == 15
+    assert forethought.call("collect", [*words, "--collection.policy=Random"]) == 30  # in all
     held = Dataset.open(data)
     assert held.arrays("seed").tolist() == [0, 1, 2, 3, 4, 5]
     assert held.steps == 30

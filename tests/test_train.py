@@ -19,9 +19,10 @@ import torch
 from test_perception import vector_spec
 from torch import Tensor, nn
 
-from forethought.envs import Dataset, Smooth, collect_to, make
+from forethought.envs import Dataset, Smooth, collect, make, spec_of, write_shard
 from forethought.worldmodel import (
     JEPA,
+    Actions,
     GRUPredictor,
     ImagePerception,
     JointStage,
@@ -31,6 +32,7 @@ from forethought.worldmodel import (
     Objective,
     Predictor,
     PredictorStage,
+    Readouts,
     ResidualMLP,
     VectorPerception,
     effective_rank,
@@ -41,8 +43,9 @@ from forethought.worldmodel import (
     train_joint,
     train_predictor,
 )
-from forethought.worldmodel.diagnostics import open_loop, warnings
+from forethought.worldmodel.diagnostics import open_loop, probe_scores, warnings
 from forethought.worldmodel.predictors import Context
+from forethought.worldmodel.train import _pushed
 
 CURVE = Path(__file__).parent / "curves" / "joint_two_rooms.json"
 D = 16
@@ -59,8 +62,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 def collect_rooms(folder: Path) -> Dataset:
     """16 episodes of 60 steps in two shards."""
     env = make("forethought/TwoRooms-v0", 8)
-    generator = np.random.default_rng(0)
-    collect_to(folder, env, Smooth(), 16, first_seed=0, generator=generator, episodes_per_shard=10)
+    episodes = list(collect(env, Smooth(), 16, first_seed=0, generator=np.random.default_rng(0)))
+    for shard in (episodes[:10], episodes[10:]):
+        write_shard(folder, shard, spec_of(env))
     return Dataset.open(folder)
 
 
@@ -80,7 +84,7 @@ def new_model(data: Dataset, width: int = 16, recurrent: bool = False) -> JEPA:
 
 def joint(data: Dataset, weights: Losses, stage: JointStage = JOINT, **model: Any) -> JEPA:
     jepa = new_model(data, **model)
-    objective = Objective(weights, D, 2, seeded())
+    objective = Objective(weights, D, Actions(2), seeded())
     train_joint(jepa, objective, data, stage, np.random.default_rng(0))
     return jepa
 
@@ -209,20 +213,22 @@ TERMS = [
     "temporal_similarity",
     "inverse_dynamics",
     "sigreg",
+    "readout",
 ]
 NONE = Losses(**dict.fromkeys(TERMS, 0.0))
 
 
-def window() -> tuple[Tensor, Tensor, Tensor]:
+def window() -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     generator = seeded(3)
     encoded = 0.5 * torch.randn(8, 5, 4, generator=generator)
     predicted = torch.randn(8, 4, 4, generator=generator)
-    return encoded, predicted, torch.randn(8, 4, 2, generator=generator)
+    actions = torch.randn(8, 4, 2, generator=generator)
+    return encoded, predicted, actions, {"height": torch.randn(8, 5, 1, generator=generator)}
 
 
 def objective(weights: Losses) -> Objective:
     torch.manual_seed(0)
-    return Objective(weights, 4, 2, seeded())
+    return Objective(weights, 4, Actions(2), seeded(), Readouts(4, {"height": 1}, hidden=8))
 
 
 def test_each_weight_changes_the_total_and_each_term_is_logged() -> None:
@@ -246,9 +252,13 @@ def test_each_weight_changes_the_total_and_each_term_is_logged() -> None:
 
 
 def test_terms_are_the_losses_of_the_right_states() -> None:
-    encoded, predicted, actions = window()
+    encoded, predicted, actions, quantities = window()
     module = objective(replace(NONE, **dict.fromkeys(TERMS, 1.0)))
-    _, terms = module(encoded, predicted, actions)
+    _, terms = module(encoded, predicted, actions, quantities)
+    height = quantities["height"]
+    assert module.readouts is not None
+    read = [module.readouts(states)["height"] for states in (encoded, predicted)]
+    wrong = torch.cat((read[0] - height, read[1] - height[:, 1:]), 1)
     pairs = torch.cat((encoded[:, :-1], encoded[:, 1:]), -1)
     expected = {
         "prediction": losses.multi_step_prediction(predicted, encoded[:, 1:]),
@@ -257,6 +267,7 @@ def test_terms_are_the_losses_of_the_right_states() -> None:
         "temporal_similarity": losses.temporal_similarity(encoded),
         "inverse_dynamics": (module.inverse_dynamics(pairs) - actions).square().mean(),
         "sigreg": losses.sigreg(encoded, generator=seeded()),
+        "readout": wrong.square().mean(),
     }
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value)
@@ -271,7 +282,7 @@ def test_options_change_the_terms(option: dict[str, Any]) -> None:
 
 
 def test_the_expander_serves_variance_and_covariance_and_learns_from_them() -> None:
-    encoded, predicted, actions = window()
+    encoded, predicted, actions, _ = window()
     module = objective(replace(NONE, variance=1.0, covariance=1.0, expander=6))
     total, terms = module(encoded, predicted, actions)
     expanded = module.expander(encoded)
@@ -287,13 +298,13 @@ def test_the_expander_serves_variance_and_covariance_and_learns_from_them() -> N
 
 def test_gradient_flows_through_every_term() -> None:
     for name in TERMS:
-        encoded, predicted, actions = window()
+        encoded, predicted, *told = window()
         encoded.requires_grad_()
         predicted.requires_grad_()
-        objective(replace(NONE, **{name: 1.0}))(encoded, predicted, actions)[0].backward()
+        objective(replace(NONE, **{name: 1.0}))(encoded, predicted, *told)[0].backward()
         assert encoded.grad is not None, name
         assert encoded.grad.abs().sum() > 0, name
-        assert (predicted.grad is not None) == (name == "prediction")
+        assert (predicted.grad is not None) == (name in {"prediction", "readout"})
 
 
 def test_weights_that_make_no_sense_are_refused() -> None:
@@ -347,7 +358,9 @@ def ragged() -> LatentData:
     states = [[e, t] for e, length in enumerate(lengths) for t in range(length + 1)]
     remaining = [length - t for length in lengths for t in range(length + 1)]
     table = torch.tensor(states, dtype=torch.float32)
-    return LatentData(table, 10 * table[:, :1] + table[:, 1:], torch.tensor(remaining))
+    left = torch.tensor(remaining)
+    actions = 10 * table[:, :1] + table[:, 1:]
+    return LatentData(table, actions, left, (left == 1) & (table[:, 0] == 2))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
@@ -474,7 +487,7 @@ def test_the_predictor_stage_leaves_perception_untouched(rooms: Dataset, trained
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_the_joint_stage_trains_everything(rooms: Dataset, recurrent: bool) -> None:
     jepa = new_model(rooms, width=4, recurrent=recurrent)
-    heads = Objective(replace(Losses(), expander=8), D, 2, seeded())
+    heads = Objective(replace(Losses(), expander=8), D, Actions(2), seeded())
     before = {**weights_of(jepa), **weights_of(heads)}
     log: Log = []
     stage = replace(JOINT, steps=3)
@@ -488,14 +501,14 @@ def test_the_joint_stage_trains_everything(rooms: Dataset, recurrent: bool) -> N
     standardise = jepa.perception.standardise
     assert torch.equal(standardise.mean.flatten(), torch.as_tensor(mean))
     assert torch.equal(standardise.std.flatten(), torch.as_tensor(std))
-    used = {name for name in TERMS if name != "sigreg"}
+    used = {name for name in TERMS if name not in {"sigreg", "readout"}}
     assert [(step, set(record)) for step, record in log] == [(3, {*used, *KEYS})]
 
 
 def test_twin_runs_are_equal(rooms: Dataset) -> None:
     def run(seed: int) -> dict[str, Tensor]:
         jepa = new_model(rooms, width=4)
-        heads = Objective(replace(Losses(), sigreg=0.1), D, 2, seeded())
+        heads = Objective(replace(Losses(), sigreg=0.1), D, Actions(2), seeded())
         stage = replace(JOINT, steps=8)
         train_joint(jepa, heads, rooms, stage, np.random.default_rng(seed))
         data = encode_dataset(jepa, rooms)
@@ -507,13 +520,251 @@ def test_twin_runs_are_equal(rooms: Dataset) -> None:
     assert not same(first, run(1))
 
 
+# ---- how a stage is run ------------------------------------------------------------------------
+
+
+def losses_of(data: Dataset, steps: int, **how: Any) -> tuple[JEPA, list[dict[str, float]]]:
+    """A joint stage of a small model, and its terms at every step."""
+    jepa = new_model(data, width=8)
+    heads = Objective(replace(Losses(), sigreg=0.05), D, Actions(2), seeded())
+    terms: list[dict[str, float]] = []
+
+    def record(module: nn.Module, inputs: Any, output: tuple[Tensor, dict[str, Tensor]]) -> None:
+        assert all(term.dtype == torch.float32 for term in (output[0], *output[1].values()))
+        terms.append(
+            {"loss": float(output[0].detach())}
+            | {k: float(v.detach()) for k, v in output[1].items()}
+        )
+
+    heads.register_forward_hook(record)
+    stage = replace(JOINT, steps=steps)
+    train_joint(jepa, heads, data, stage, np.random.default_rng(0), **how)
+    return jepa, terms
+
+
+def test_bfloat16_stays_close_to_float32(rooms: Dataset) -> None:
+    full, in_full = losses_of(rooms, 25)
+    low, in_low = losses_of(rooms, 25, bfloat16=True)
+    assert all(p.dtype == torch.float32 for p in low.parameters())
+    assert in_low[0] != in_full[0]  # autocast was on
+    for name in in_full[0]:
+        # The same batch and weights: a rounding of 8 bits. Later on the weights part.
+        assert in_low[0][name] == pytest.approx(in_full[0][name], rel=0.02, abs=0.01), name
+    ends = [np.mean([term["loss"] for term in run[-5:]]) for run in (in_full, in_low)]
+    assert ends[1] == pytest.approx(ends[0], rel=0.1)
+    starts = np.mean([term["loss"] for term in in_full[:5]])
+    assert ends[1] < 0.9 * starts
+    assert not same(weights_of(full), weights_of(low))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_bfloat16_serves_every_predictor(rooms: Dataset, recurrent: bool) -> None:
+    jepa = new_model(rooms, width=4, recurrent=recurrent)
+    heads = Objective(Losses(), D, Actions(2), seeded())
+    before, stage = weights_of(jepa), replace(JOINT, steps=2)
+    train_joint(jepa, heads, rooms, stage, np.random.default_rng(0), bfloat16=True)
+    after = weights_of(jepa)
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert not same(after, before)
+
+
+def test_standardisation_is_left_alone_where_asked(rooms: Dataset) -> None:
+    jepa, heads = new_model(rooms, width=4), Objective(Losses(), D, Actions(2), seeded())
+    stage = replace(JOINT, steps=1)
+    train_joint(jepa, heads, rooms, stage, np.random.default_rng(0), standardise=False)
+    standardise = jepa.perception.standardise
+    assert torch.equal(standardise.mean, torch.zeros_like(standardise.mean))
+
+
+# ---- the adversarial push ------------------------------------------------------------------------
+
+
+def error_of(model: JEPA) -> Any:
+    return lambda first, actions, after: (model.rollout(first, actions) - after).square().mean()
+
+
+def test_a_push_stays_within_radius_and_bounds_and_raises_the_loss(rooms: Dataset) -> None:
+    jepa = new_model(rooms)
+    data, error, radius = encode_dataset(jepa, rooms), error_of(jepa), 0.05
+    spread = radius * data.states.std(0)
+    rises = []
+    for seed in range(20):
+        states, actions = data.windows(data.draw(data.starts(4), 8, seeded(seed)), 4)
+        first, after = states[:, 0], states[:, 1:]
+        pushed, taken = _pushed(error, first, actions, after, spread, radius)
+        assert not pushed.requires_grad
+        assert not taken.requires_grad
+        assert ((pushed - first).abs() <= spread * (1 + 1e-4) + 1e-6).all()
+        assert ((taken - actions).abs() <= radius * (1 + 1e-4)).all()
+        assert taken.abs().max() <= 1
+        assert (taken - actions).abs().max() > 0.9 * radius
+        with torch.no_grad():
+            before = error(first, actions, after)
+            rises.append(float((error(pushed, taken, after) - before) / before))
+            # Signs at random, within the same radius, are no such thing.
+            noise = torch.randn(first.shape, generator=seeded(seed)).sign()
+            harmless = (error(first + spread * noise, actions, after) - before) / before
+            assert rises[-1] > harmless
+        for parameter in jepa.parameters():
+            assert parameter.grad is None  # the push itself teaches nothing
+    assert min(rises) > 0
+
+
+def test_a_push_is_one_signed_step_up_the_error() -> None:
+    """Written out: s' = s + a, after = 0, so the error's slope is 2 (s + a) / D in both."""
+    model = JEPA(VectorPerception(vector_spec(3), latent_dim=2, hidden=4), Add())
+    first, actions = torch.tensor([[1.0, -2.0]]), torch.tensor([[[0.5, 0.95]]])
+    spread, after = torch.tensor([0.1, 0.3]), torch.zeros(1, 1, 2)
+    pushed, taken = _pushed(error_of(model), first, actions, after, spread, 0.2)
+    torch.testing.assert_close(pushed, torch.tensor([[1.1, -2.3]]))
+    torch.testing.assert_close(taken, torch.tensor([[[0.7, 0.75]]]))
+    _, clipped = _pushed(error_of(model), -first, actions, after, spread, 0.2)
+    torch.testing.assert_close(clipped, torch.tensor([[[0.3, 1.0]]]))  # 1.15 is out of bounds
+
+
+class Add(Predictor):
+    """s' = s + a."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_dim = 2
+
+    def forward(
+        self,
+        state: Tensor,
+        action: Tensor,
+        latent: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
+        return state + action
+
+
+def test_discrete_actions_are_not_pushed() -> None:
+    actions = Actions(2, discrete=True)
+    model = JEPA(VectorPerception(vector_spec(3), latent_dim=2, hidden=4), Add(), actions)
+    index, first = torch.tensor([[1, 0]]), torch.tensor([[1.0, -2.0]])
+    after, spread = torch.zeros(1, 2, 2), torch.full((2,), 0.1)
+    pushed, taken = _pushed(error_of(model), first, index, after, spread, 0.1)
+    assert torch.equal(taken, index)
+    torch.testing.assert_close(pushed, torch.tensor([[1.1, -2.1]]))
+
+
+def test_without_a_radius_nothing_changes_and_with_one_both_losses_count(rooms: Dataset) -> None:
+    start = new_model(rooms)
+    data = encode_dataset(start, rooms)
+
+    def run(**how: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
+        jepa, log = copy.deepcopy(start), list[dict[str, float]]()
+        stage = PredictorStage(steps=6, batch=16, unroll=4, **how)
+        train_predictor(jepa, data, stage, seeded(), lambda _, record: log.append(record))
+        return weights_of(jepa), log[-1]
+
+    plain, record = run()
+    assert same(run(perturbation=0.0)[0], plain)
+    assert set(record) == {"prediction", *KEYS}
+    pushed, record = run(perturbation=0.1)
+    assert not same(pushed, plain)
+    assert set(record) == {"prediction", "undisturbed", *KEYS}
+    both = (record["prediction"] + record["undisturbed"]) / 2
+    assert record["loss"] == pytest.approx(both, rel=1e-5)
+    assert record["prediction"] > record["undisturbed"]
+
+
+@pytest.mark.parametrize("radius", [-0.1, float("nan"), float("inf")])
+def test_a_radius_that_makes_no_sense_is_refused(radius: float) -> None:
+    with pytest.raises(ValueError, match=r"stages\.predictor\.perturbation is .*choose 0 or more"):
+        PredictorStage(perturbation=radius)
+
+
+# ---- readouts that shape the encoder ------------------------------------------------------------
+
+
+def encoder_gradient(data: Dataset, weight: float) -> tuple[list[Tensor], Readouts]:
+    """What the first update of a joint stage with nothing but readouts would do to the encoder."""
+    jepa = new_model(data, width=4)
+    weights = replace(NONE, readout=weight, temporal_similarity=1e-9)
+    torch.manual_seed(1)
+    readouts = Readouts(D, {"position": 2, "reward": 1}, hidden=8)
+    heads = Objective(weights, D, Actions(2), seeded(), readouts)
+    windows = data.windows(4, ["position"]).sample(8, np.random.default_rng(0))
+    encoded = jepa.encode(torch.as_tensor(windows.observations))
+    actions = torch.as_tensor(windows.actions)
+    reward = torch.full((8, 5, 1), float("nan"))
+    reward[:, 1:, 0] = torch.as_tensor(windows.rewards)
+    told = {"position": torch.as_tensor(windows.quantities["position"]), "reward": reward}
+    total, terms = heads(encoded, jepa.rollout(encoded[:, 0], actions), actions, told)
+    assert ("readout" in terms) == (weight > 0)
+    total = total - 1e-9 * terms["temporal_similarity"]
+    total.backward()
+    return [p.grad for p in jepa.perception.parameters() if p.grad is not None], readouts
+
+
+def test_the_readouts_shape_the_encoder_only_with_a_weight(rooms: Dataset) -> None:
+    with_weight, readouts = encoder_gradient(rooms, 1.0)
+    assert all(gradient.abs().sum() > 0 for gradient in with_weight)
+    assert all(p.grad is not None for p in readouts.parameters())
+    without, readouts = encoder_gradient(rooms, 0.0)
+    assert all(gradient.abs().max() == 0 for gradient in without)
+    assert all(p.grad is None for p in readouts.parameters())
+
+
+def test_rewards_and_quantities_reach_the_joint_stage(rooms: Dataset) -> None:
+    """What the readouts are compared with is what the data say, at every state of the window."""
+    jepa = new_model(rooms, width=4)
+    readouts = Readouts(D, {"position": 2, "reward": 1, "terminated": 1}, hidden=8)
+    heads = Objective(Losses(readout=1.0), D, Actions(2), seeded(), readouts)
+    assert heads.reads == ("position", "reward", "terminated")
+    seen: list[dict[str, Tensor]] = []
+    heads.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[3]))
+    before = weights_of(readouts)
+    stage = replace(JOINT, steps=1, batch=32)
+    log: Log = []
+    train_joint(
+        jepa, heads, rooms, stage, np.random.default_rng(7), lambda *entry: log.append(entry)
+    )
+    expected = rooms.windows(4, ["position"]).sample(32, np.random.default_rng(7))
+    (told,) = seen
+    assert {name: tuple(value.shape) for name, value in told.items()} == {
+        "position": (32, 5, 2),
+        "reward": (32, 5, 1),
+        "terminated": (32, 5, 1),
+    }
+    np.testing.assert_array_equal(told["position"], expected.quantities["position"])
+    np.testing.assert_array_equal(told["reward"][:, 1:, 0], expected.rewards)
+    assert told["reward"][:, 0].isnan().all()  # paid for a step before the window
+    np.testing.assert_array_equal(told["terminated"][:, 1:, 0], expected.terminal)
+    assert (told["terminated"][:, 0] == 0).all()
+    assert np.isfinite(log[0][1]["readout"])
+    assert not same(weights_of(readouts), before)  # they learn with the encoder
+
+
+@pytest.mark.slow
+def test_a_readout_weight_makes_its_quantity_readable(rooms: Dataset) -> None:
+    """Nothing else in this objective asks where the agent is."""
+    scores = []
+    for weight in (0.0, 5.0):
+        jepa = new_model(rooms, width=8)
+        torch.manual_seed(1)
+        readouts = Readouts(D, {"position": 2}, hidden=32)
+        values = {"position": torch.as_tensor(np.array(rooms.arrays("quantities.position")))}
+        readouts.standardise_by(values)
+        weights = replace(NONE, temporal_similarity=1.0, readout=weight)
+        heads = Objective(weights, D, Actions(2), seeded(), readouts)
+        train_joint(jepa, heads, rooms, replace(JOINT, steps=60), np.random.default_rng(0))
+        data = encode_dataset(jepa, rooms)
+        readouts.fit(jepa, data, values, seeded(), steps=60)
+        scores.append(probe_scores(readouts, data.states, values)["r2_position"])
+    assert scores[1] > scores[0] + 0.1
+    assert scores[1] > 0.8
+
+
 # ---- a stored curve ----------------------------------------------------------------------------
 
 
 def curve(data: Dataset) -> dict[str, list[float]]:
     """Loss and terms at each of the first 30 steps of a tiny joint run."""
     jepa = new_model(data, width=8)
-    heads = Objective(replace(Losses(), sigreg=0.05, expander=24), D, 2, seeded())
+    heads = Objective(replace(Losses(), sigreg=0.05, expander=24), D, Actions(2), seeded())
     found: dict[str, list[float]] = {}
 
     def record(module: nn.Module, inputs: Any, output: tuple[Tensor, dict[str, Tensor]]) -> None:

@@ -6,10 +6,14 @@ from forethought.worldmodel.checkpoint import (
     save_checkpoint,
 )
 from forethought.worldmodel.diagnostics import diagnose, effective_rank, latent_std
-from forethought.worldmodel.jepa import JEPA
-from forethought.worldmodel.objective import Losses, Objective
+from forethought.worldmodel.fit import NonFiniteLossError, OnStep, fit
+from forethought.worldmodel.jepa import JEPA, Actions
+from forethought.worldmodel.latents import LatentData, encode_dataset
+from forethought.worldmodel.objective import Losses, Objective, action_error
 from forethought.worldmodel.perception import (
+    AutoPerception,
     ImagePerception,
+    MixedPerception,
     Perception,
     Standardise,
     VectorPerception,
@@ -17,33 +21,36 @@ from forethought.worldmodel.perception import (
 )
 from forethought.worldmodel.predictors import GRUPredictor, Predictor, ResidualMLP
 from forethought.worldmodel.readouts import Readouts
+from forethought.worldmodel.snapshot import Snapshot
 from forethought.worldmodel.train import (
     JointStage,
-    LatentData,
-    NonFiniteLossError,
     PredictorStage,
-    encode_dataset,
-    fit,
     train_joint,
     train_predictor,
 )
 
 __all__ = [
     "JEPA",
+    "Actions",
+    "AutoPerception",
     "GRUPredictor",
     "ImagePerception",
     "JointStage",
     "LatentData",
     "Losses",
+    "MixedPerception",
     "NonFiniteLossError",
     "Objective",
+    "OnStep",
     "Perception",
     "Predictor",
     "PredictorStage",
     "Readouts",
     "ResidualMLP",
+    "Snapshot",
     "Standardise",
     "VectorPerception",
+    "action_error",
     "diagnose",
     "effective_rank",
     "encode_dataset",

@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from forethought.envs.shard import replace_file
 
 FORMAT_VERSION = 1
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON to one safetensors file, whole; an older one is replaced.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; an older file stays as it was.
+    """
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = json.dumps({**meta, "format_version": FORMAT_VERSION})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, save(held, metadata={"forethought": header}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or of another format version.
+    """
+    meta = read_meta(path)
+    try:
+        return load(path.read_bytes()), meta
+    except SafetensorError as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged or cut: restore it from a copy or train again"
+        ) from error
 
 
 def save_checkpoint(path: Path, modules: dict[str, nn.Module], meta: dict[str, Any]) -> None:
@@ -25,13 +54,11 @@ def save_checkpoint(path: Path, modules: dict[str, nn.Module], meta: dict[str, A
         meta: whatever JSON holds, such as the step and the environment's description.
     """
     tensors = {
-        f"{name}.{key}": tensor.detach().cpu().contiguous()
+        f"{name}.{key}": tensor
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    header = json.dumps({**meta, "format_version": FORMAT_VERSION, "modules": sorted(modules)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, save(tensors, metadata={"forethought": header}))
+    write_tensors(path, tensors, {**meta, "modules": sorted(modules)})
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -49,7 +76,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             (size,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(size, 10_000_000)))
         meta: dict[str, Any] = json.loads(header["__metadata__"]["forethought"])
-        version, _ = meta["format_version"], meta["modules"]
+        version = meta["format_version"]
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise ValueError(damaged) from error
     if version != FORMAT_VERSION:
@@ -69,17 +96,12 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module]) -> dict[str, Any]
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another version, or does not fit the modules.
     """
-    meta = read_meta(path)
-    try:
-        tensors = load(path.read_bytes())
-    except SafetensorError as error:
-        raise ValueError(
-            f"checkpoint {path} is damaged or cut: restore it from a copy or train again"
-        ) from error
+    tensors, meta = read_tensors(path)
+    held = meta.get("modules", [])
     for name, module in modules.items():
-        if name not in meta["modules"]:
+        if name not in held:
             raise ValueError(
-                f"checkpoint {path} holds {meta['modules']}, but no {name!r}: use the "
+                f"checkpoint {path} holds {held}, but no {name!r}: use the "
                 "configuration it was trained with"
             )
         prefix = f"{name}."

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from forethought.worldmodel.jepa import JEPA
+from forethought.worldmodel.latents import LatentData
 from forethought.worldmodel.readouts import Readouts, r_squared
-from forethought.worldmodel.train import LatentData
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,42 @@ serves training, evaluation and, handed over as `Problem.rollout`, planning.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from forethought.worldmodel.perception import Perception
 from forethought.worldmodel.predictors import Context, Predictor
+
+
+class Actions(nn.Module):
+    """How actions enter the predictor: as they are, one-hot, or embedded.
+
+    Args:
+        size: size A of continuous actions, or number n of discrete ones.
+        discrete: whether actions are discrete.
+        embedding: size of a learned embedding of discrete actions; 0 takes them one-hot.
+    """
+
+    def __init__(self, size: int, *, discrete: bool = False, embedding: int = 0) -> None:
+        super().__init__()
+        self.size, self.discrete = size, discrete
+        learned = discrete and embedding
+        self.embedding = nn.Linear(size, embedding, bias=False) if learned else None
+
+    @property
+    def dim(self) -> int:
+        """Size of an action as the predictor sees it."""
+        return self.size if self.embedding is None else self.embedding.out_features
+
+    def forward(self, action: Tensor) -> Tensor:
+        """Actions `(..., A)`; if discrete, indices `(...)` int64 or probabilities `(..., n)`."""
+        if not self.discrete:
+            return action
+        if not action.is_floating_point():
+            action = nn.functional.one_hot(action, self.size).float()
+        return action if self.embedding is None else self.embedding(action)
 
 
 class JEPA(nn.Module):
@@ -20,12 +51,21 @@ class JEPA(nn.Module):
     Args:
         perception: encoder Enc from observations to states.
         predictor: one-step predictor Pred in latent space.
+        actions: how actions enter the predictor; by default continuous, as they are.
     """
 
-    def __init__(self, perception: Perception, predictor: Predictor) -> None:
+    def __init__(
+        self, perception: Perception, predictor: Predictor, actions: Actions | None = None
+    ) -> None:
         super().__init__()
         self.perception = perception
         self.predictor = predictor
+        self.actions = actions or Actions(predictor.action_dim)
+        if self.actions.dim != predictor.action_dim:
+            raise ValueError(
+                f"the predictor takes actions of size {predictor.action_dim}, but they have size "
+                f"{self.actions.dim}: build it with that size"
+            )
 
     @property
     def latent_dim(self) -> int:
@@ -34,21 +74,24 @@ class JEPA(nn.Module):
 
     @property
     def action_dim(self) -> int:
-        """Size A of the action."""
-        return self.predictor.action_dim
+        """Size A of a continuous action, or number n of discrete ones."""
+        return self.actions.size
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def encode(self, observation: Tensor) -> Tensor:
-        """S = Enc(x): observations `(..., *O)` to states `(..., D)`."""
+    def encode(self, observation: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """S = Enc(x): observations `(..., *O)`, or a mapping of them, to states `(..., D)`."""
         state: Tensor = self.perception(observation)
         return state
 
     def observe(
-        self, belief: Tensor | None, previous_action: Tensor | None, observation: Tensor
+        self,
+        belief: Tensor | None,
+        previous_action: Tensor | None,
+        observation: Tensor | Mapping[str, Tensor],
     ) -> Tensor:
         """Estimate the state from what was believed, done and seen (section 4.1, first role).
 
@@ -69,8 +112,11 @@ class JEPA(nn.Module):
         latent: Tensor | None = None,
         context: Context | None = None,
     ) -> Tensor:
-        """S' = Pred(s, a, z): states `(N, D)` and actions `(N, A)` to next states `(N, D)`."""
-        next_state: Tensor = self.predictor(state, action, latent, context)
+        """S' = Pred(s, a, z): states `(N, D)` and actions `(N, A)` to next states `(N, D)`.
+
+        Discrete actions are indices `(N,)` int64 or probabilities `(N, n)`.
+        """
+        next_state: Tensor = self.predictor(state, self.actions(action), latent, context)
         return next_state
 
     def rollout(
@@ -84,7 +130,7 @@ class JEPA(nn.Module):
 
         Args:
             state: starting states, `(N, D)`.
-            actions: `(N, H, A)`.
+            actions: `(N, H, A)`, discrete ones `(N, H)` or `(N, H, n)`.
             latents: `(N, H, Z)` or None.
             context: conditioning, tensors with leading axis N, or None.
 

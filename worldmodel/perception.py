@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from torch import Tensor, nn
 
 from forethought.envs import EnvSpec
@@ -51,10 +54,26 @@ class Standardise(nn.Module):
         return (x.to(self.mean.dtype) - self.mean) / self.std
 
 
+Statistics = tuple[np.ndarray, np.ndarray]
+
+
 class Perception(nn.Module, ABC):
-    """Encoder of single observations. Sub-classes set `latent_dim` and implement `encode`."""
+    """Encoder of single observations to states; sub-classes set `latent_dim`."""
 
     latent_dim: int
+
+    @abstractmethod
+    def forward(self, observation: Any) -> Tensor:
+        """Encode observations with any leading axes: `(..., *O)` to `(..., D)`."""
+
+    @abstractmethod
+    def standardise_by(self, statistics: Any) -> None:
+        """Set the standardisation from mean and std per channel, as `Dataset` computes them."""
+
+
+class BoxPerception(Perception):
+    """Encoder of observations that are one array. Sub-classes implement `encode`."""
+
     standardise: Standardise
     observation_shape: tuple[int, ...]
 
@@ -74,6 +93,11 @@ class Perception(nn.Module, ABC):
         x = self.standardise(observation.reshape(-1, *shape))
         return self.encode(x).view(*lead, self.latent_dim)
 
+    def standardise_by(self, statistics: Statistics) -> None:
+        """See `Perception`; mean and std are `(C,)` each."""
+        mean, std = (torch.as_tensor(x, device=self.standardise.mean.device) for x in statistics)
+        self.standardise.fit(mean, std)
+
 
 def _box_shape(spec: EnvSpec, axes: int, kind: str) -> tuple[int, ...]:
     space = spec.observation_space
@@ -85,7 +109,7 @@ def _box_shape(spec: EnvSpec, axes: int, kind: str) -> tuple[int, ...]:
     return tuple(space.shape)
 
 
-class ImagePerception(Perception):
+class ImagePerception(BoxPerception):
     """Patch convolutions with ReLU, then a two-layer head, for images `(C, H, W)`.
 
     Args:
@@ -137,7 +161,7 @@ class ImagePerception(Perception):
         return state
 
 
-class VectorPerception(Perception):
+class VectorPerception(BoxPerception):
     """Multi-layer perceptron with ReLU for vectors `(O,)`.
 
     Args:
@@ -171,6 +195,88 @@ class VectorPerception(Perception):
         """Map standardised vectors `(N, O)` to states `(N, D)`."""
         state: Tensor = self.layers(x)
         return state
+
+
+class MixedPerception(Perception):
+    """One encoder per entry of a dictionary of observations, merged by one linear layer.
+
+    Args:
+        spec: the environment's description; gives the entries.
+        latent_dim: size D of the latent state.
+        normalise: apply LayerNorm (without affine parameters) to the state.
+    """
+
+    def __init__(self, spec: EnvSpec, *, latent_dim: int = 32, normalise: bool = True) -> None:
+        super().__init__()
+        space = spec.observation_space
+        if not isinstance(space, Dict):
+            raise ValueError(
+                f"MixedPerception needs a dictionary of observations, but {spec.id} has {space}: "
+                "choose another model.perception"
+            )
+        self.latent_dim = latent_dim
+        # A module's name may hold no dot, an entry's may.
+        self.names = tuple(space.spaces)
+        self.parts = nn.ModuleList(
+            AutoPerception(replace(spec, observation_space=part), latent_dim=latent_dim).inner
+            for part in space.spaces.values()
+        )
+        self.merge = nn.Linear(latent_dim * len(self.names), latent_dim)
+        self.norm = nn.LayerNorm(latent_dim, elementwise_affine=False) if normalise else None
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Encode a mapping of observations, each `(..., *O_name)`, to `(..., D)`."""
+        missing = set(self.names) - set(observation)
+        if missing:
+            raise ValueError(
+                f"observation has no entries {sorted(missing)}: use the environment it was "
+                "trained on"
+            )
+        parts = [part(observation[name]) for name, part in zip(self.names, self.parts, strict=True)]
+        state: Tensor = self.merge(torch.cat(parts, dim=-1))
+        return state if self.norm is None else self.norm(state)
+
+    def standardise_by(self, statistics: Mapping[str, Statistics]) -> None:
+        """See `Perception`; one pair of mean and std per entry."""
+        for name, part in zip(self.names, self.parts, strict=True):
+            assert isinstance(part, Perception)
+            part.standardise_by(statistics[name])
+
+
+class AutoPerception(Perception):
+    """The encoder that fits the observation space: images, vectors, or a dictionary of both.
+
+    Args:
+        spec: the environment's description.
+        latent_dim: size D of the latent state.
+    """
+
+    inner: Perception
+
+    def __init__(self, spec: EnvSpec, *, latent_dim: int = 32) -> None:
+        super().__init__()
+        space = spec.observation_space
+        self.latent_dim = latent_dim
+        if isinstance(space, Dict):
+            self.inner = MixedPerception(spec, latent_dim=latent_dim)
+        elif isinstance(space, Box) and len(space.shape) == 3:
+            self.inner = ImagePerception(spec, latent_dim=latent_dim)
+        elif isinstance(space, Box) and len(space.shape) == 1:
+            self.inner = VectorPerception(spec, latent_dim=latent_dim)
+        else:
+            raise ValueError(
+                f"{spec.id} has observations {space}, for which no encoder is known: use vectors, "
+                "images (C, H, W) or a dictionary of them, or choose another model.perception"
+            )
+
+    def forward(self, observation: Any) -> Tensor:
+        """Encode observations; see the encoder inside."""
+        state: Tensor = self.inner(observation)
+        return state
+
+    def standardise_by(self, statistics: Any) -> None:
+        """See `Perception`."""
+        self.inner.standardise_by(statistics)
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:

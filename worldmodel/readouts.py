@@ -1,6 +1,9 @@
 """Readouts: small heads that read named physical quantities from a state (section 4.5.2).
 
-They only listen: they are fitted on cached latents, so no gradient reaches the encoder.
+By default they only listen: they are fitted on cached latents, so no gradient reaches the encoder.
+With `losses.readout` above 0 they also take part in the joint stage and shape it. Either way they
+are fitted to encoded states and to the states that the model predicts, because plans are judged by
+what is read from predicted states.
 """
 
 from __future__ import annotations
@@ -10,8 +13,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from forethought.worldmodel.fit import OnStep, fit
+from forethought.worldmodel.jepa import JEPA
+from forethought.worldmodel.latents import LatentData
 from forethought.worldmodel.perception import mlp
-from forethought.worldmodel.train import fit
+from forethought.worldmodel.snapshot import Snapshot
 
 
 class Readouts(nn.Module):
@@ -44,37 +50,83 @@ class Readouts(nn.Module):
         parts = torch.split(self.std, list(self.sizes.values()))
         return bool((dict(zip(self.sizes, parts, strict=True))[name] > 0).any())
 
+    def standardise_by(self, quantities: Mapping[str, Tensor]) -> None:
+        """Set the unit in which errors are measured from values `(N, n)`.
+
+        A component that never varies is read as its constant. Values that are not a number are
+        unknown and count nowhere.
+        """
+        if not self.sizes:
+            return
+        values = torch.cat([quantities[name] for name in self.sizes], dim=-1).to(self.mean)
+        mean = values.nanmean(0)
+        std = (values - mean).square().nanmean(0).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(_varies(mean, std), std, 0))
+
+    def error(self, states: Tensor, quantities: Mapping[str, Tensor]) -> Tensor:
+        """Mean squared error in standard deviations, of states `(..., D)` and values `(..., n)`."""
+        values = torch.cat([quantities[name] for name in self.sizes], dim=-1).to(states)
+        known = values.isfinite() & (self.std > 0)
+        targets = torch.where(known, (values - self.mean) / self.std, 0)
+        squared = torch.where(known, self.layers(states) - targets, 0).square()
+        return squared.sum() / known.sum().clamp_min(1)
+
     def fit(
         self,
-        states: Tensor,
+        model: JEPA,
+        data: LatentData,
         quantities: Mapping[str, Tensor],
         generator: torch.Generator,
         *,
         steps: int = 800,
-        batch: int = 256,
+        batch: int = 32,
+        unroll: int = 8,
+        on_step: OnStep | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
-        """Fit to states `(N, D)` and quantities `(N, n)` by least squares; only this head learns.
+        """Fit to encoded and to predicted states by least squares; only this head learns.
 
-        A quantity that never varies is read as its constant.
+        Args:
+            model: the world model, for the predicted states.
+            data: cached latents.
+            quantities: values in the order of `data`, `(N, n)` each; not-a-number where unknown.
+            generator: source of the windows.
+            steps: number of updates.
+            batch: windows per update.
+            unroll: steps of a window, shortened to the longest episode.
+            on_step: see `fit`.
+            snapshot: see `fit`.
         """
-        states = states.detach()
-        values = torch.cat([quantities[name] for name in self.sizes], dim=-1).to(states)
-        self.mean.copy_(values.mean(0))
-        varies = _varies(values)
-        self.std.copy_(torch.where(varies, values.std(0), 0))
-        targets = torch.where(varies, (values - self.mean) / self.std, 0)
+        if not self.sizes:
+            return
+        length = min(unroll, int(data.remaining.max()))
+        starts = data.starts(length)
+        span = torch.arange(length + 1, device=starts.device)
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            draw = torch.randint(len(states), (batch,), generator=generator).to(states.device)
-            error = (self.layers(states[draw]) - targets[draw]).square().mean()
-            return error, {"readout": error}
+            index = data.draw(starts, batch, generator)[:, None] + span
+            with torch.no_grad():
+                states = data.states[index]
+                predicted = model.rollout(states[:, 0], data.actions[index[:, :-1]])
+            true = {name: quantities[name][index] for name in self.sizes}
+            encoded = self.error(states, true)
+            imagined = self.error(predicted, {name: q[:, 1:] for name, q in true.items()})
+            return encoded + imagined, {"encoded": encoded, "imagined": imagined}
 
-        fit(self.layers.parameters(), loss, steps=steps, learning_rate=3e-3)
+        fit(
+            self.layers.parameters(),
+            loss,
+            steps=steps,
+            learning_rate=3e-3,
+            on_step=on_step,
+            snapshot=snapshot,
+        )
 
 
-def _varies(values: Tensor) -> Tensor:
-    """Which components of values `(N, n)` vary by more than the rounding of float32, `(n,)`."""
-    return values.std(0) > 1e-6 * values.mean(0).abs().clamp_min(1)
+def _varies(mean: Tensor, std: Tensor) -> Tensor:
+    """Which components vary by more than the rounding of float32, `(n,)`."""
+    return std > 1e-6 * mean.abs().clamp_min(1)
 
 
 def r_squared(read: Tensor, true: Tensor) -> float | None:
@@ -82,9 +134,14 @@ def r_squared(read: Tensor, true: Tensor) -> float | None:
 
     Args:
         read: `(N, n)` values read from states.
-        true: `(N, n)` true values.
+        true: `(N, n)` true values; rows that are not a number are unknown and left out.
     """
-    var, varies = true.var(0), _varies(true)
+    known = true.isfinite().all(-1)
+    read, true = read[known], true[known]
+    if len(true) < 2:
+        return None
+    var, mean = true.var(0), true.mean(0)
+    varies = _varies(mean, var.sqrt())
     if not bool(varies.any()):
         return None
     error = (read - true).square().mean(0)

@@ -1,4 +1,4 @@
-"""Training: one loop, `fit`, and the two stages of a world model that use it.
+"""Training: the two stages of a world model, both by the one loop `fit`.
 
 The joint stage learns perception and predictor together from raw windows. The predictor stage
 freezes perception, encodes every observation once, and trains the predictor alone on longer
@@ -8,23 +8,19 @@ unrolls of cached latents.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from forethought.envs import Dataset
+from forethought.envs import Dataset, Windows
+from forethought.worldmodel.fit import OnStep, fit
 from forethought.worldmodel.jepa import JEPA
+from forethought.worldmodel.latents import LatentData, action_tensor, to_tensor
 from forethought.worldmodel.objective import Objective
-
-OnStep = Callable[[int, dict[str, float]], None]
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is not finite; the parameters are those before that step."""
+from forethought.worldmodel.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -56,15 +52,22 @@ class PredictorStage:
         batch: windows per update.
         unroll: predicted steps per window; at least the planning horizon works best.
         learning_rate: peak learning rate of Adam; decays to zero along a cosine.
+        perturbation: radius of the adversarial push of starts (in standard deviations of the
+            latent) and actions; 0 trains on the data alone.
     """
 
     steps: int = 2500
     batch: int = 128
     unroll: int = 16
     learning_rate: float = 1e-3
+    perturbation: float = 0.0
 
     def __post_init__(self) -> None:
         _check_stage("stages.predictor", self, smallest_batch=1)
+        if not 0 <= self.perturbation < math.inf:
+            raise ValueError(
+                f"stages.predictor.perturbation is {self.perturbation}: choose 0 or more, finite"
+            )
 
 
 def _check_stage(name: str, stage: JointStage | PredictorStage, smallest_batch: int) -> None:
@@ -79,69 +82,6 @@ def _check_stage(name: str, stage: JointStage | PredictorStage, smallest_batch: 
         )
 
 
-def fit(
-    parameters: Iterable[nn.Parameter],
-    loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
-    *,
-    steps: int,
-    learning_rate: float,
-    on_step: OnStep | None = None,
-    log_every: int = 50,
-    clip: float = 10.0,
-    warmup: int = 50,
-) -> None:
-    """Minimise `loss` by Adam with a linear warm-up and a cosine decay to zero.
-
-    Args:
-        parameters: what is trained.
-        loss: draws a batch and returns its scalar loss and named terms.
-        steps: number of updates; 0 does nothing.
-        learning_rate: peak learning rate.
-        on_step: called every `log_every` steps and after the last one with the number of updates
-            done and the named terms, `loss`, `gradient_norm`, `learning_rate` and
-            `steps_per_second`.
-        log_every: steps between two calls of `on_step`.
-        clip: largest norm of the gradient.
-        warmup: steps of linear warm-up.
-
-    Raises:
-        NonFiniteLossError: the loss or its gradient is not finite; nothing was updated with it.
-    """
-    if not steps:
-        return
-    trained = [p for p in parameters if p.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=learning_rate, fused=True)
-    warmup = min(warmup, max(1, steps // 10))
-
-    def rate(step: int) -> float:
-        ramp = min(1.0, (step + 1) / warmup)
-        return ramp * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    began, done = time.perf_counter(), 0
-    for step in range(1, steps + 1):
-        total, terms = loss()
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        norm = torch.nn.utils.clip_grad_norm_(trained, clip)
-        if not torch.isfinite(total + norm):
-            values = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
-            raise NonFiniteLossError(
-                f"the loss is {total.item()} and its gradient's norm {norm.item()} at step {step} "
-                f"({values}): lower the learning rate, or check the data with `Dataset.verify`"
-            )
-        optimiser.step()
-        if on_step and (step % log_every == 0 or step == steps):
-            now = time.perf_counter()
-            record = {name: float(term.detach()) for name, term in terms.items()}
-            record |= {"loss": float(total.detach()), "gradient_norm": norm.item()}
-            record["learning_rate"] = float(schedule.get_last_lr()[0])
-            record["steps_per_second"] = (step - done) / max(now - began, 1e-9)
-            on_step(step, record)
-            began, done = now, step
-        schedule.step()
-
-
 def train_joint(
     model: JEPA,
     objective: Objective,
@@ -149,25 +89,41 @@ def train_joint(
     stage: JointStage,
     generator: np.random.Generator,
     on_step: OnStep | None = None,
+    snapshot: Snapshot | None = None,
+    *,
+    standardise: bool = True,
+    bfloat16: bool = False,
 ) -> None:
     """Train perception, predictor and the objective's heads on raw windows of `dataset`.
 
-    Sets the encoder's standardisation from the data first.
+    Args:
+        model: perception and predictor.
+        objective: loss terms and the heads they need.
+        dataset: where the windows come from.
+        stage: lengths and rates.
+        generator: source of the windows.
+        on_step: see `fit`.
+        snapshot: see `fit`.
+        standardise: set the encoder's standardisation from the data first.
+        bfloat16: run encoder and predictor in bfloat16 where it is safe (autocast); losses stay
+            in float32.
     """
     device = model.device
-    mean, std = dataset.channel_statistics()
-    model.perception.standardise.fit(
-        torch.as_tensor(mean, device=device), torch.as_tensor(std, device=device)
-    )
-    windows = dataset.windows(stage.unroll)
+    if standardise:
+        model.perception.standardise_by(dataset.channel_statistics())
+    stored = [name for name in objective.reads if name in dataset.quantity_names]
+    windows = dataset.windows(stage.unroll, stored)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         batch = windows.sample(stage.batch, generator)
-        actions = torch.as_tensor(batch.actions, device=device)
-        encoded = model.encode(torch.as_tensor(batch.observations, device=device))
-        predicted = model.rollout(encoded[:, 0], actions)
+        actions = action_tensor(batch.actions, model, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            encoded = model.encode(to_tensor(batch.observations, device))
+            predicted = model.rollout(encoded[:, 0], actions)
+        told = _told(batch, objective.reads)
+        quantities = {k: torch.as_tensor(v, device=device) for k, v in told.items()}
         total: Tensor
-        total, terms = objective(encoded, predicted, actions)
+        total, terms = objective(encoded.float(), predicted.float(), actions, quantities)
         return total, terms
 
     fit(
@@ -176,65 +132,25 @@ def train_joint(
         steps=stage.steps,
         learning_rate=stage.learning_rate,
         on_step=on_step,
+        snapshot=snapshot,
     )
 
 
-@dataclass(frozen=True)
-class LatentData:
-    """Every observation of a data set, encoded once; the cache of the predictor stage.
+def _told(batch: Windows, reads: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Quantities `(B, T+1, n)` of windows, `reward` and `terminated` among them where read.
 
-    States and actions share one index: the action at the last observation of an episode is a
-    zero that no window reaches.
-
-        index     o_e   o_e+1  ...  o_e+T   o_{e+1} ...
-        states    s_0   s_1    ...  s_T     s_0
-        actions   a_0   a_1    ...  (0)     a_0
-
-    Args:
-        states: `(N, D)`.
-        actions: `(N, A)`.
-        remaining: `(N,)` int64, actions left in the episode at each index.
+    What was paid for the step before a window is unknown; nothing had ended there.
     """
-
-    states: Tensor
-    actions: Tensor
-    remaining: Tensor
-
-    def starts(self, length: int) -> Tensor:
-        """Indices at which a window of `length` actions begins, `(M,)` int64."""
-        starts = (self.remaining >= length).nonzero().squeeze(1)
-        if not len(starts):
-            raise ValueError(
-                f"unroll is {length}, but the longest episode has {int(self.remaining.max())} "
-                "actions: shorten the unroll or collect longer episodes"
-            )
-        return starts
-
-    def windows(self, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """States `(B, length+1, D)` and actions `(B, length, A)` of windows at `starts`."""
-        index = starts.unsqueeze(1) + torch.arange(length + 1, device=starts.device)
-        return self.states[index], self.actions[index[:, :-1]]
-
-
-@torch.no_grad()
-def encode_dataset(model: JEPA, dataset: Dataset, batch: int = 512) -> LatentData:
-    """Encode all observations of `dataset`, in the order of its flat arrays."""
-    observations = dataset.observations()
-    states = torch.cat(
-        [
-            model.encode(torch.as_tensor(np.array(observations[i : i + batch])).to(model.device))
-            for i in range(0, len(observations), batch)
-        ]
-    )
-    remaining = np.concatenate([np.arange(length, -1, -1) for length in dataset.lengths])
-    taken = dataset.arrays("actions")
-    actions = np.zeros((len(observations), taken.shape[1]), np.float32)
-    actions[remaining > 0] = taken
-    return LatentData(
-        states,
-        torch.as_tensor(actions).to(model.device),
-        torch.as_tensor(remaining).to(model.device),
-    )
+    told = dict(batch.quantities)
+    for name, first, values in (
+        ("reward", np.nan, batch.rewards),
+        ("terminated", 0.0, batch.terminal),
+    ):
+        if name in reads:
+            padded = np.full((len(values), values.shape[1] + 1, 1), first, np.float32)
+            padded[:, 1:, 0] = values
+            told[name] = padded
+    return told
 
 
 def train_predictor(
@@ -243,15 +159,29 @@ def train_predictor(
     stage: PredictorStage,
     generator: torch.Generator,
     on_step: OnStep | None = None,
+    snapshot: Snapshot | None = None,
 ) -> None:
-    """Train the predictor alone on unrolls over cached latents; perception stays as it is."""
+    """Train the predictor alone on unrolls over cached latents; perception stays as it is.
+
+    With `stage.perturbation` the starts and actions of every batch are first moved along the
+    gradient of the loss, within a radius: the predictor is trained where a gradient planner would
+    push it (Training World Models to be Planned Through, 2512.09929).
+    """
     starts = data.starts(stage.unroll)
+    spread = stage.perturbation * data.states.std(0)
+
+    def error(state: Tensor, actions: Tensor, after: Tensor) -> Tensor:
+        return (model.rollout(state, actions) - after).square().mean()
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
-        draw = torch.randint(len(starts), (stage.batch,), generator=generator).to(starts.device)
-        states, actions = data.windows(starts[draw], stage.unroll)
-        error = (model.rollout(states[:, 0], actions) - states[:, 1:]).square().mean()
-        return error, {"prediction": error}
+        states, actions = data.windows(data.draw(starts, stage.batch, generator), stage.unroll)
+        first, after = states[:, 0], states[:, 1:]
+        terms = {}
+        if stage.perturbation:
+            terms["undisturbed"] = error(first, actions, after)
+            first, actions = _pushed(error, first, actions, after, spread, stage.perturbation)
+        terms["prediction"] = error(first, actions, after)
+        return torch.stack(list(terms.values())).mean(), terms
 
     fit(
         model.predictor.parameters(),
@@ -259,4 +189,24 @@ def train_predictor(
         steps=stage.steps,
         learning_rate=stage.learning_rate,
         on_step=on_step,
+        snapshot=snapshot,
     )
+
+
+def _pushed(
+    error: Callable[[Tensor, Tensor, Tensor], Tensor],
+    first: Tensor,
+    actions: Tensor,
+    after: Tensor,
+    spread: Tensor,
+    radius: float,
+) -> tuple[Tensor, Tensor]:
+    """Start and actions after one signed step up the error, as far as `spread` and `radius`."""
+    continuous = actions.is_floating_point()
+    moved = [x.detach().requires_grad_() for x in ((first, actions) if continuous else (first,))]
+    taken = moved[1] if continuous else actions
+    slopes = torch.autograd.grad(error(moved[0], taken, after), moved)
+    first = first + spread * slopes[0].sign()
+    if continuous:
+        actions = (actions + radius * slopes[1].sign()).clamp(-1, 1)
+    return first.detach(), actions.detach()

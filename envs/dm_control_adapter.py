@@ -1,0 +1,257 @@
+"""Tasks of the DeepMind Control Suite: `dm_control/DOMAIN-TASK`, as in `dm_control/cheetah-run`.
+
+Importing this module imports dm_control and MuJoCo, which takes seconds: `forethought.envs.make`
+does so when the first task is made.
+
+A control step does what `dm_control.rl.control.Environment.step` does, without its observation
+and its records, which cost more than the physics of small tasks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.random import RandomState
+from numpy.typing import NDArray
+
+from forethought.envs.pictures import (
+    cannot_render,
+    channel_first,
+    choose_backend,
+    listen_to_mujoco,
+)
+from forethought.envs.simulator import Outcome, Simulator
+from forethought.envs.wrappers import View
+
+choose_backend()  # dm_control chooses one when it is imported
+try:
+    with warnings.catch_warnings():
+        # GLFW says so on every machine without a screen, where nobody wants a window.
+        warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")
+        import mujoco
+        from dm_control import suite
+        from dm_control.mujoco import Camera, index
+except (ImportError, RuntimeError) as problem:
+    raise ValueError(f"dm_control cannot be imported ({problem}): install it") from problem
+listen_to_mujoco()
+
+Array = NDArray[Any]
+
+PREFIX = "dm_control/"
+_FRAME_SIDE = 240
+_LEFT_OUT = ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX", "mjRND_HAZE")
+
+
+def task_ids() -> list[str]:
+    """Ids of all tasks."""
+    return [f"{PREFIX}{domain}-{task}" for domain, task in suite.ALL_TASKS]
+
+
+def task_options(id: str) -> dict[str, Any]:
+    """Options that a task takes besides those of `View`, and their defaults.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    parameters = inspect.signature(_creator(id)).parameters
+    return {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in ("random", "time_limit", "environment_kwargs")
+    }
+
+
+def _creator(id: str) -> Callable[..., Any]:
+    """The function that makes a task."""
+    domain, _, task = id.removeprefix(PREFIX).partition("-")
+    if (domain, task) not in suite.ALL_TASKS:
+        near = difflib.get_close_matches(id, task_ids(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "give dm_control/DOMAIN-TASK"
+        raise ValueError(f"environment id {id!r} is unknown: {hint}")
+    creator: Callable[..., Any] = getattr(suite, domain).SUITE[task]
+    return creator
+
+
+class DmControlSimulator(Simulator):
+    """One task of the Control Suite.
+
+    Observation: float32 vector, the entries of the task's own observation behind one another.
+    Quantities: these entries by name. A time limit truncates, a discount of 0 terminates.
+
+    Args:
+        id: `dm_control/DOMAIN-TASK`.
+        view: What is rendered, and the episode limit in control steps.
+        render_mode: `rgb_array` also makes `frame` possible.
+        **options: Of the task.
+
+    Raises:
+        ValueError: There is no such task or camera.
+    """
+
+    def __init__(self, id: str, view: View, render_mode: str | None = None, **options: Any) -> None:
+        self._id, self._view, self._options = id, view, options
+        self._vector: Array | None = None  # the observation now, where it was looked at
+        self._side = max(view.picture_size, _FRAME_SIDE if render_mode else 0)
+        self._load(RandomState())
+        environment = self._environment
+        self.control_step_seconds = environment.control_timestep()
+        self._own_limit = environment._step_limit
+        limit = self._own_limit if view.episode_limit is None else view.episode_limit
+        self._limit = float(limit)
+        self.episode_limit = None if np.isinf(self._limit) else int(np.ceil(self._limit))
+        bounds = environment.action_spec()
+        low, high = (
+            np.where(np.abs(bound) < mujoco.mjMAXVAL, bound, np.copysign(np.inf, bound))
+            for bound in (bounds.minimum, bounds.maximum)  # mjMAXVAL stands for no bound
+        )
+        unit = bool((low == -1).all() and (high == 1).all())
+        dtype = np.float32 if unit else np.float64  # other bounds need not be float32 numbers
+        self.action_space = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+        self._widths = {
+            name: int(np.prod(entry.shape))
+            for name, entry in environment.observation_spec().items()
+        }
+        self.observation_space = spaces.Box(
+            -np.inf, np.inf, (sum(self._widths.values()),), np.float32
+        )
+
+    def begin(self, seed: int | None) -> None:
+        """See `Simulator`."""
+        if seed is not None:
+            # All but `lqr` draw nothing before an episode begins (`lqr` has no bounds of actions).
+            self._task._random = RandomState(seed)
+        self._steps = 0
+        with self._physics.reset_context():
+            self._task.initialize_episode(self._physics)
+        self._vector = None
+
+    def advance(self, action: Array) -> Outcome:
+        """See `Simulator`."""
+        task, physics = self._task, self._physics
+        task.before_step(action, physics)
+        physics.step(self._substeps)
+        task.after_step(physics)
+        self._vector = None
+        self._steps += 1
+        reward = float(task.get_reward(physics))
+        if self._steps >= self._limit:
+            return reward, False, True
+        discount = task.get_termination(physics)
+        return reward, discount == 0, discount is not None and discount != 0
+
+    def observe(self) -> Array:
+        """See `Simulator`."""
+        if self._vector is None:
+            vector, begin = np.empty(self.observation_space.shape or (), np.float32), 0
+            for name, entry in self._task.get_observation(self._physics).items():
+                end = begin + self._widths[name]
+                vector[begin:end] = np.ravel(entry)
+                begin = end
+            self._vector = vector
+        return self._vector
+
+    def quantities(self) -> Mapping[str, Array]:
+        """See `Simulator`."""
+        vector, begin = self.observe(), 0
+        entries = {}
+        for name, width in self._widths.items():
+            entries[name] = vector[begin : begin + width]
+            begin += width
+        return entries
+
+    def picture(self, size: int) -> NDArray[np.uint8]:
+        """See `Simulator`."""
+        return np.asarray(channel_first(self._camera(size).render()), np.uint8)
+
+    def frame(self) -> NDArray[np.uint8]:
+        """See `Simulator`."""
+        return np.array(self._camera(self._side).render(), np.uint8)
+
+    def close(self) -> None:
+        """See `Simulator`."""
+        self._cameras.clear()
+        self._physics.free()
+
+    def _load(self, random: RandomState) -> None:
+        """Compile the model; the quality of pictures is settled when the first one is rendered."""
+        self._environment = _creator(self._id)(random=random, **self._options)
+        self._task, self._physics = self._environment.task, self._environment.physics
+        _remember_names(self._physics)
+        self._substeps = round(self._environment.control_timestep() / self._physics.timestep())
+        self._cameras: dict[int, Any] = {}
+        self._steps = 0
+        visual = self._physics.model.vis
+        if self._view.lean:
+            visual.quality.shadowsize = visual.quality.offsamples = 0
+            visual.global_.offwidth = visual.global_.offheight = self._side
+        else:
+            visual.global_.offwidth = max(visual.global_.offwidth, self._side)
+            visual.global_.offheight = max(visual.global_.offheight, self._side)
+        cameras = self._physics.model.ncam
+        if self._view.camera >= cameras:
+            raise ValueError(
+                f"camera is {self._view.camera}: {self._id} has cameras 0 to {cameras - 1}, and -1 "
+                "which sees everything"
+            )
+
+    def _camera(self, size: int) -> Any:
+        """The camera for pictures of this size: made once, since making one takes longest."""
+        if size not in self._cameras:
+            try:
+                camera = Camera(self._physics, size, size, self._view.camera)
+            except Exception as error:
+                raise cannot_render(self._id, error, with_mujoco=True) from error
+            if self._view.lean:
+                for flag in _LEFT_OUT:
+                    camera.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
+            self._cameras[size] = camera
+        return self._cameras[size]
+
+
+class _RememberedNames(index.FieldIndexer):  # type: ignore[misc]
+    """Named indexing such as `data.xmat["pole", ["xx", "zz"]]` that looks a name up only once.
+
+    Looking up names takes longer than the physics of a small task.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._field_name, self._field, self._axes = inner._field_name, inner._field, inner._axes
+        self._known: dict[Any, Any] = {}
+
+    def _convert_key(self, key: Any) -> Any:
+        try:
+            frozen = _frozen(key)
+        except TypeError:
+            return super()._convert_key(key)
+        if frozen not in self._known:
+            self._known[frozen] = super()._convert_key(key)
+        return self._known[frozen]
+
+
+def _frozen(key: Any) -> Any:
+    """An index as something that can be a key of a dictionary; TypeError where it is an array."""
+    kind = type(key)
+    if kind is str or kind is int:
+        return key
+    if kind is tuple or kind is list:
+        return (kind, *map(_frozen, key))
+    if kind is slice:
+        return (kind, key.start, key.stop, key.step)
+    raise TypeError(f"{kind} is not a plain index")
+
+
+def _remember_names(physics: Any) -> None:
+    """Let a simulation look up each name once."""
+    structs = {
+        name: index.make_struct_indexer(
+            {field: _RememberedNames(inner) for field, inner in struct._asdict().items()}
+        )
+        for name, struct in physics.named._asdict().items()
+    }
+    physics._named = physics.named._replace(**structs)

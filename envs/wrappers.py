@@ -1,0 +1,306 @@
+"""What can be put round a simulator: action repeat, frame stack, pictures, rescaled actions.
+
+`wrapped` puts them on in the one order that makes sense. Each is a simulator itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from forethought.envs.pictures import channel_first, resize
+from forethought.envs.simulator import Observation, Outcome, Simulator
+
+Array = NDArray[Any]
+Observe = Literal["vector", "pixels", "both"]
+
+
+@dataclass(frozen=True)
+class View:
+    """Options that every environment of others understands.
+
+    They come before an option of that name that the environment has itself.
+
+    Attributes:
+        action_repeat: Control steps for which an action is held. Rewards are summed; an episode
+            that ends in between ends the repetition.
+        observe: `vector`: the environment's own observation; `pixels`: a rendered picture, uint8
+            `(3, size, size)`; `both`: a dictionary `vector`, `pixels`.
+        size: Side of pictures in pixels. None is 64 for rendered pictures, and leaves pictures
+            that the environment itself observes as they are.
+        frame_stack: Observations that are stacked, the latest last: along the channels of
+            pictures, behind one another in vectors. An episode begins with equal ones.
+        camera: Number of the camera, where the environment has cameras.
+        lean: Render MuJoCo without shadows, reflections, sky, haze and multisampling.
+        episode_limit: Control steps (before action repeat) after which an episode is truncated;
+            None for the environment's own limit.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    action_repeat: int = 1
+    observe: Observe = "vector"
+    size: int | None = None
+    frame_stack: int = 1
+    camera: int = 0
+    lean: bool = True
+    episode_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.observe not in get_args(Observe):
+            choices = " or ".join(get_args(Observe))
+            raise ValueError(f"observe is {self.observe!r}: use {choices}")
+        for name, least in (("action_repeat", 1), ("size", 1), ("frame_stack", 1), ("camera", -1)):
+            value = getattr(self, name)
+            if value is None and name == "size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} is {value!r}: give an integer of at least {least}")
+        if not isinstance(self.lean, bool):
+            raise ValueError(f"lean is {self.lean!r}: use True or False")
+        if self.episode_limit is not None and self.episode_limit < 1:
+            raise ValueError(f"episode_limit is {self.episode_limit}: it must be at least 1")
+
+    @property
+    def picture_size(self) -> int:
+        """Side of rendered pictures in pixels."""
+        return 64 if self.size is None else self.size
+
+    @staticmethod
+    def names() -> set[str]:
+        """The names of the options."""
+        return {item.name for item in fields(View)}
+
+
+def wrapped(simulator: Simulator, view: View) -> Simulator:
+    """Put round a simulator what the options ask for; actions end up in [-1, 1].
+
+    Raises:
+        ValueError: The action space has no bounds, or the observation cannot be shown like that.
+    """
+    space = simulator.action_space
+    if isinstance(space, spaces.Box) and space != spaces.Box(-1.0, 1.0, space.shape, np.float32):
+        simulator = RescaleActions(simulator)
+    if view.action_repeat > 1:
+        simulator = ActionRepeat(simulator, view.action_repeat)
+    if view.observe != "vector":
+        simulator = Rendered(simulator, view.picture_size, beside=view.observe == "both")
+    elif view.size is not None and _is_picture(simulator.observation_space):
+        simulator = Resize(simulator, view.size)
+    if view.frame_stack > 1:
+        simulator = FrameStack(simulator, view.frame_stack)
+    return simulator
+
+
+class Wrapper(Simulator):
+    """A simulator round a simulator, which it leaves as it is.
+
+    Args:
+        inner: The simulator inside.
+    """
+
+    def __init__(self, inner: Simulator) -> None:
+        self.inner = inner
+        self.observation_space = inner.observation_space
+        self.action_space = inner.action_space
+        self.control_step_seconds = inner.control_step_seconds
+        self.episode_limit = inner.episode_limit
+
+    def begin(self, seed: int | None) -> None:
+        """See `Simulator`."""
+        self.inner.begin(seed)
+        self.success = self.inner.success
+
+    def advance(self, action: Array) -> Outcome:
+        """See `Simulator`."""
+        outcome = self.inner.advance(action)
+        self.success = self.inner.success
+        return outcome
+
+    def observe(self) -> Observation:
+        """See `Simulator`."""
+        return self.inner.observe()
+
+    def quantities(self) -> Mapping[str, Array]:
+        """See `Simulator`."""
+        return self.inner.quantities()
+
+    def goal(self) -> Observation | None:
+        """See `Simulator`."""
+        return self.inner.goal()
+
+    def picture(self, size: int) -> NDArray[np.uint8]:
+        """See `Simulator`."""
+        return self.inner.picture(size)
+
+    def frame(self) -> NDArray[np.uint8]:
+        """See `Simulator`."""
+        return self.inner.frame()
+
+    def close(self) -> None:
+        """See `Simulator`."""
+        self.inner.close()
+
+
+class RescaleActions(Wrapper):
+    """Actions in [-1, 1] become those between the bounds, -1 and 1 exactly the bounds.
+
+    Raises:
+        ValueError: A bound is infinite.
+    """
+
+    def __init__(self, inner: Simulator) -> None:
+        super().__init__(inner)
+        space = inner.action_space
+        if not isinstance(space, spaces.Box) or not space.is_bounded():
+            raise ValueError(
+                f"action space {space} has no bounds: actions must be between finite bounds, "
+                "wrap the environment so that they are"
+            )
+        self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self._dtype = space.dtype
+        self.action_space = spaces.Box(-1.0, 1.0, space.shape, np.float32)
+
+    def advance(self, action: Array) -> Outcome:
+        """See `Simulator`."""
+        scaled = 0.5 * (1.0 - action) * self._low + 0.5 * (1.0 + action) * self._high
+        return super().advance(scaled.astype(self._dtype))
+
+
+class ActionRepeat(Wrapper):
+    """Holds an action for `times` steps and sums the rewards; the end of the episode ends it."""
+
+    def __init__(self, inner: Simulator, times: int) -> None:
+        super().__init__(inner)
+        self.times = times
+        self.control_step_seconds = inner.control_step_seconds * times
+        if inner.episode_limit is not None:
+            self.episode_limit = -(-inner.episode_limit // times)
+
+    def advance(self, action: Array) -> Outcome:
+        """See `Simulator`."""
+        total = 0.0
+        for _ in range(self.times):
+            reward, terminated, truncated = self.inner.advance(action)
+            total += reward
+            if terminated or truncated:
+                break
+        self.success = self.inner.success
+        return total, terminated, truncated
+
+
+class Rendered(Wrapper):
+    """Observes a rendered picture instead of, or beside the own observation.
+
+    Args:
+        inner: The simulator inside.
+        size: Side of the picture.
+        beside: Keep the own observation: under the name `vector`, or under its own names.
+
+    Raises:
+        ValueError: The own observation is a picture already.
+    """
+
+    def __init__(self, inner: Simulator, size: int, *, beside: bool) -> None:
+        super().__init__(inner)
+        self._size, self._beside = size, beside
+        picture = spaces.Box(0, 255, (3, size, size), np.uint8)
+        own = inner.observation_space
+        self.observation_space = picture
+        if beside:
+            if _is_picture(own):
+                raise ValueError("observe is 'both', but the own observation is a picture already")
+            parts = dict(own.spaces) if isinstance(own, spaces.Dict) else {"vector": own}
+            self.observation_space = spaces.Dict({**parts, "pixels": picture})
+
+    def observe(self) -> Observation:
+        """See `Simulator`."""
+        picture = self.inner.picture(self._size)
+        if not self._beside:
+            return picture
+        own = self.inner.observe()
+        return {**(own if isinstance(own, dict) else {"vector": own}), "pixels": picture}
+
+    def goal(self) -> None:
+        """None: no picture shows the goal."""
+        return None
+
+
+class Resize(Wrapper):
+    """Scales the pictures `(C, H, W)` that the environment observes, and its goal."""
+
+    def __init__(self, inner: Simulator, size: int) -> None:
+        super().__init__(inner)
+        self._size = size
+        channels = (inner.observation_space.shape or ())[0]
+        self.observation_space = spaces.Box(0, 255, (channels, size, size), np.uint8)
+
+    def observe(self) -> Observation:
+        """See `Simulator`."""
+        return self._scaled(self.inner.observe())
+
+    def goal(self) -> Observation | None:
+        """See `Simulator`."""
+        goal = self.inner.goal()
+        return None if goal is None else self._scaled(goal)
+
+    def _scaled(self, picture: Observation) -> Array:
+        return channel_first(resize(np.asarray(picture).transpose(1, 2, 0), self._size))
+
+
+class FrameStack(Wrapper):
+    """Observes the last `count` observations, joined along their first axis, the latest last."""
+
+    def __init__(self, inner: Simulator, count: int) -> None:
+        super().__init__(inner)
+        own = inner.observation_space
+        self._frames: deque[Observation] = deque(maxlen=count)
+        if isinstance(own, spaces.Dict):
+            parts = [(name, _stacked(part, count)) for name, part in own.spaces.items()]
+            self.observation_space = spaces.Dict(parts)
+        else:
+            self.observation_space = _stacked(own, count)
+
+    def begin(self, seed: int | None) -> None:
+        """See `Simulator`."""
+        super().begin(seed)
+        frame = self.inner.observe()
+        self._frames.extend([frame] * (self._frames.maxlen or 1))
+
+    def advance(self, action: Array) -> Outcome:
+        """See `Simulator`."""
+        outcome = super().advance(action)
+        self._frames.append(self.inner.observe())
+        return outcome
+
+    def observe(self) -> Observation:
+        """See `Simulator`."""
+        return _joined(list(self._frames))
+
+    def goal(self) -> Observation | None:
+        """See `Simulator`: the goal, seen for as long as the stack is."""
+        goal = self.inner.goal()
+        return None if goal is None else _joined([goal] * (self._frames.maxlen or 1))
+
+
+def _is_picture(space: Any) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
+
+
+def _stacked(space: Any, count: int) -> spaces.Box:
+    low, high = (np.concatenate([bound] * count) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=space.dtype)
+
+
+def _joined(frames: list[Observation]) -> Observation:
+    if isinstance(frames[0], dict):
+        parts: list[Mapping[str, Array]] = [frame for frame in frames if isinstance(frame, dict)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate([np.asarray(frame) for frame in frames])

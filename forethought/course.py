@@ -1,0 +1,430 @@
+"""The course of a training: collect, then stage after stage, round after round; resumable.
+
+    round 0   data are there          -> joint -> predictor -> readouts -> critic -> checkpoint
+    round r   the agent collects      -> joint -> predictor -> readouts -> critic -> checkpoint
+
+Every stage goes on from the weights of the round before. A snapshot is written when a stage begins
+and every half minute inside of it; after a kill the same course is walked again, and what was
+done is skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from forethought import envs
+from forethought.agent import AgentPolicy, Cost, Critic, Task, train_critic
+from forethought.build import Round, Stages, build_agent, build_critic, build_readouts
+from forethought.envs import Dataset
+from forethought.planners import Planner
+from forethought.run_folder import Metrics, RunFolder
+from forethought.worldmodel import (
+    JEPA,
+    LatentData,
+    Losses,
+    Objective,
+    OnStep,
+    Readouts,
+    Snapshot,
+    encode_dataset,
+    ranks,
+    save_checkpoint,
+    train_joint,
+    train_predictor,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A progress bar: `to` says how much is done in all, `by` how much more."""
+
+    progress: Progress
+    task: TaskID
+
+    def to(self, done: int) -> None:
+        """So much is done in all."""
+        self.progress.update(self.task, completed=done)
+
+    def by(self, more: int) -> None:
+        """So much more is done."""
+        self.progress.advance(self.task, more)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Bar]:
+    """A progress bar in the terminal."""
+    columns = (TextColumn("{task.description:<26}"), BarColumn(), TextColumn("{task.completed}"))
+    with Progress(*columns, TimeElapsedColumn(), disable=ranks.rank() > 0) as progress:
+        yield Bar(progress, progress.add_task(title, total=total))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a course is to do; the arguments of `train` that it needs.
+
+    Args:
+        losses: weights of the joint stage's loss terms.
+        stages: lengths and rates.
+        rounds: rounds of collecting with the planner, after the first training.
+        round: how such a round goes.
+        cost: how energies are summed up.
+        planner: what the agent plans with.
+        seed: seed of everything.
+        bfloat16: whether the joint stage runs in bfloat16.
+    """
+
+    losses: Losses
+    stages: Stages
+    rounds: int
+    round: Round
+    cost: Cost
+    planner: Planner
+    seed: int
+    bfloat16: bool = False
+
+
+@dataclass
+class Course:
+    """One training in the making.
+
+    Args:
+        folder: the run folder.
+        data: where the shards lie.
+        task: what the agent will minimise.
+        plan: what is to be done.
+        jepa: the world model.
+        held: the data set as it is at the beginning.
+    """
+
+    folder: RunFolder
+    data: Any
+    task: Task
+    plan: Plan
+    jepa: JEPA
+    held: Dataset
+    readouts: Readouts = field(init=False)
+    critic: Critic | None = field(init=False)
+    _latents: LatentData | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        seed, rank = self.plan.seed, ranks.rank()
+        device = self.jepa.device
+        sizes = {name: value.shape[1] for name, value in quantities_of(self.held, device).items()}
+        missing = set(self.task.bank.reads) - set(sizes) - {"state"}
+        if missing:
+            raise ValueError(
+                f"the task reads {', '.join(sorted(missing))}, but the data hold "
+                f"{', '.join(sizes) or 'no quantities'}: choose another task or other data"
+            )
+        self.readouts = build_readouts(self.jepa, sizes, seed)
+        self.discount = self.plan.cost.discount**self.held.spec.control_step_seconds
+        stage = self.plan.stages.critic
+        wanted = self.task.has_cost and self.plan.cost.critic and stage.steps
+        wanted = wanted and self.plan.stages.critic_from <= self.plan.rounds
+        if wanted and self.discount >= 1:
+            logger.info("cost.discount is 1: there is no critic")
+            wanted = 0
+        self.critic = build_critic(self.jepa, self.task, self.discount, seed) if wanted else None
+        self.generator = torch.Generator().manual_seed(seed * 1000 + rank)
+        self.rng = np.random.default_rng([seed, 1, rank])
+        # Directions are shared by all ranks, windows are not.
+        directions = torch.Generator().manual_seed(seed * 1000 + 999)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.objective = Objective(
+                self.plan.losses,
+                self.jepa.latent_dim,
+                self.jepa.actions,
+                directions,
+                self.readouts,
+            ).to(device)
+        modules: dict[str, nn.Module] = {"model": self.jepa, "objective": self.objective}
+        if self.objective.readouts is None:  # else they are a part of it
+            modules["readouts"] = self.readouts
+        if self.critic is not None:
+            modules["critic"] = self.critic
+        self.snapshot = Snapshot(
+            self.folder.snapshot,
+            modules,
+            {"torch": self.generator, "numpy": self.rng, "directions": directions},
+            writes=rank == 0,
+        )
+        if self.snapshot.restore():
+            logger.info("resumed from %s", self.folder.snapshot)
+            if rank:  # the snapshot holds the generators of rank 0
+                self.generator.manual_seed(seed * 1000 + rank)
+                self.rng = np.random.default_rng([seed, 2, rank])
+        for module in modules.values():
+            ranks.share(module)
+
+    def run(self, metrics: Metrics) -> LatentData:
+        """Walk the whole course; the cached latents of the last round."""
+        for round_ in range(self.plan.rounds + 1):
+            if round_:
+                self._collect(round_, metrics)
+            self._train(round_, metrics)
+        return self.latents
+
+    @property
+    def latents(self) -> LatentData:
+        """Every observation, encoded by the present encoder."""
+        if self._latents is None:
+            self._latents = encode_dataset(self.jepa, self.held)
+        return self._latents
+
+    def _train(self, round_: int, metrics: Metrics) -> None:
+        """All stages of one round."""
+        stages = self.scaled(round_)
+        for module in (self.jepa, self.readouts, self.critic):
+            if module is not None:
+                module.train().requires_grad_(True)
+        if self.critic is not None:
+            self.critic.slow.requires_grad_(False)
+        device = self.jepa.device
+        quantities = quantities_of(self.held, device)
+        if round_ == 0 and not self.snapshot.replaying:
+            self.readouts.standardise_by(quantities)
+        self._stage(
+            round_,
+            metrics,
+            "joint",
+            stages.joint.steps,
+            lambda on_step: train_joint(
+                self.jepa,
+                self.objective,
+                self.held,
+                stages.joint,
+                self.rng,
+                on_step,
+                self.snapshot,
+                standardise=round_ == 0,
+                bfloat16=self.plan.bfloat16,
+            ),
+        )
+        self._latents = None
+        self._stage(
+            round_,
+            metrics,
+            "predictor",
+            stages.predictor.steps,
+            lambda on_step: train_predictor(
+                self.jepa, self.latents, stages.predictor, self.generator, on_step, self.snapshot
+            ),
+        )
+        how = stages.readouts
+        self._stage(
+            round_,
+            metrics,
+            "readouts",
+            how.steps if self.readouts.sizes else 0,
+            lambda on_step: self.readouts.fit(
+                self.jepa,
+                self.latents,
+                quantities,
+                self.generator,
+                steps=how.steps,
+                batch=how.batch,
+                unroll=how.unroll,
+                on_step=on_step,
+                snapshot=self.snapshot,
+            ),
+        )
+        critic = self.critic
+        if critic is not None:
+            self._stage(
+                round_,
+                metrics,
+                "critic",
+                stages.critic.steps,
+                lambda on_step: train_critic(
+                    critic,
+                    self.jepa,
+                    self.latents,
+                    self.costs(quantities),
+                    torch.full((len(self.task.terms),), float(self.task.end == "failure")).to(
+                        device
+                    ),
+                    stages.critic,
+                    self.generator,
+                    on_step,
+                    self.snapshot,
+                ),
+            )
+        if self.snapshot.enter(f"{round_}/done"):
+            self.save(round_)
+
+    def _stage(
+        self,
+        round_: int,
+        metrics: Metrics,
+        name: str,
+        steps: int,
+        train: Callable[[OnStep], None],
+    ) -> None:
+        """One stage, unless it is done: logged, with a progress bar."""
+        if not steps or not self.snapshot.enter(f"{round_}/{name}"):
+            return
+        before = sum(getattr(self.scaled(r), name).steps for r in range(round_))
+        with progress_bar(f"train: {name}" + (f", round {round_}" if round_ else ""), steps) as bar:
+
+            def on_step(step: int, values: dict[str, float]) -> None:
+                metrics.log(name, before + step, values)
+                bar.to(step)
+
+            train(on_step)
+
+    def scaled(self, round_: int) -> Stages:
+        """The stages with the number of steps that they take in a round."""
+        stages = self.plan.stages
+        first = stages.critic_from
+        critic = stages.critic if round_ >= first else replace(stages.critic, steps=0)
+        if not round_:
+            return replace(stages, critic=critic)
+        share = self.plan.round.last if round_ == self.plan.rounds else self.plan.round.share
+
+        def shorter(stage: Any) -> Any:
+            return replace(stage, steps=max(1, round(share * stage.steps)) if stage.steps else 0)
+
+        return Stages(
+            shorter(stages.joint),
+            shorter(stages.predictor),
+            shorter(stages.readouts),
+            shorter(critic) if round_ > first else critic,
+            first,
+        )
+
+    @torch.no_grad()
+    def costs(self, quantities: Mapping[str, Tensor]) -> Tensor:
+        """Intrinsic terms of what follows each action, `(N, n)`, in the order of the latents.
+
+        From the quantities that the environment gave, not from what the readouts make of them.
+        """
+        after = {name: torch.cat((q[1:], q[-1:])) for name, q in quantities.items()}
+        states = self.latents.states
+        after["state"] = torch.cat((states[1:], states[-1:]))
+        costs = self.task.bank.values(after, self.latents.actions)
+        # The row at an episode's end belongs to no action.
+        return torch.where(self.latents.remaining[:, None] > 0, costs, 0.0)
+
+    def _collect(self, round_: int, metrics: Metrics) -> None:
+        """Let the agent act, with its planner and some noise, and append what happened."""
+        how, first = self.plan.round, self._first_seed(round_)
+        there = int(self.held.arrays("seed").max()) >= first
+        if self.snapshot.enter(f"{round_}/collect") and not there:
+            agent = build_agent(
+                self.jepa,
+                self.held.spec,
+                self.task,
+                self.plan.cost,
+                self.plan.planner,
+                readouts=self.readouts,
+                critic=self.trained_critic(round_ - 1),
+            )
+            planning = torch.Generator().manual_seed(self.plan.seed * 1000 + 500 + round_)
+            spec = self.held.spec
+            if ranks.rank() == 0:
+                with progress_bar(f"collect: round {round_}", how.episodes) as bar:
+                    envs.collect_to(
+                        self.data,
+                        lambda count: envs.make(spec.id, count, **spec.options),
+                        AgentPolicy(agent, planning, how.noise),
+                        how.episodes,
+                        first_seed=first,
+                        seed=self.plan.seed,
+                        num_envs=how.episodes,
+                        episodes_per_shard=how.episodes,
+                        on_progress=bar.to,
+                    )
+            ranks.wait()
+        self.held = Dataset.open(self.data)
+        if not there and not self.snapshot.replaying:
+            returns = episode_returns(self.held)[-how.episodes :]
+            found = {
+                "return": float(returns.mean()),
+                "environment_steps": float(environment_steps(self.held)),
+            }
+            metrics.log("collect", round_, found)
+            logger.info(
+                "round %d: mean return %.1f after %d environment steps in all",
+                round_,
+                found["return"],
+                environment_steps(self.held),
+            )
+
+    def _first_seed(self, round_: int) -> int:
+        """Seed of the first episode that a round collects."""
+        seeds = self.held.arrays("seed")
+        before = self.held.episodes - self._own_episodes()
+        return int(np.sort(seeds)[before - 1]) + 1 + (round_ - 1) * self.plan.round.episodes
+
+    def _own_episodes(self) -> int:
+        """Episodes that earlier rounds have collected."""
+        return sum(name.startswith("mode") for name in self.held.policies)
+
+    def trained_critic(self, round_: int) -> Critic | None:
+        """The critic after a round, if it has learned anything by then."""
+        return self.critic if round_ >= self.plan.stages.critic_from else None
+
+    def save(self, round_: int) -> None:
+        """Write the checkpoint that agents are made of."""
+        if ranks.rank():
+            return
+        modules: dict[str, nn.Module] = {"model": self.jepa, "readouts": self.readouts}
+        meta: dict[str, Any] = {
+            "env": self.held.spec.to_json(),
+            "seed": self.plan.seed,
+            "readouts": self.readouts.sizes,
+            "intrinsic_cost": self.task.bank.fingerprint(),
+            "discount": None,
+        }
+        critic = self.trained_critic(round_)
+        if critic is not None:
+            modules["critic"] = critic
+            meta["discount"] = self.discount
+        save_checkpoint(self.folder.model, modules, meta)
+
+
+def quantities_of(dataset: Dataset, device: torch.device) -> dict[str, Tensor]:
+    """Named quantities that a state could tell, `(N, n)` float32 each; the goal's are left out.
+
+    `reward` is what was paid for the step that led to a state, not-a-number at an episode's first
+    one; `terminated` is 1 where the task ended the episode, and there if it ever did.
+    """
+    found = {
+        name: torch.as_tensor(np.array(dataset.arrays(f"quantities.{name}"), np.float32))
+        for name in dataset.quantity_names
+        if not name.startswith("goal")
+    }
+    first = np.zeros(int(dataset.observation_offsets[-1]), bool)
+    first[dataset.observation_offsets[:-1]] = True
+    rewards = np.full(len(first), np.nan, np.float32)
+    rewards[~first] = dataset.arrays("rewards")
+    found["reward"] = torch.as_tensor(rewards)[:, None]
+    terminal = dataset.terminal()
+    if terminal.any():
+        ended = np.zeros(len(first), np.float32)
+        ended[~first] = terminal
+        found["terminated"] = torch.as_tensor(ended)[:, None]
+    return {name: value.to(device) for name, value in found.items()}
+
+
+def episode_returns(dataset: Dataset) -> np.ndarray:
+    """Sum of rewards of each episode, `(E,)`."""
+    sums = np.add.reduceat(dataset.arrays("rewards"), dataset.step_offsets[:-1], dtype=np.float64)
+    return np.asarray(sums)
+
+
+def environment_steps(dataset: Dataset) -> int:
+    """Control steps of the task, before action repeat, that the data took."""
+    return dataset.steps * dataset.spec.action_repeat
