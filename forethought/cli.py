@@ -20,9 +20,9 @@ VERBS = {
     "evaluate": ("running", "evaluate a run on held-out episodes, with baselines"),
     "distill": ("running", "compile a run's plans into a policy"),
     "act": ("running", "let a run's agent act, with a video if wanted"),
-    "show": ("inspecting", "show what is in a run folder, or compare two"),
-    "envs": ("inspecting", "list environments, or show one"),
-    "data": ("inspecting", "check and describe a data set; import and export"),
+    "show": ("showing", "show what is in a run folder, or compare two"),
+    "envs": ("listing", "list environments, or show one"),
+    "data": ("describing", "check and describe a data set; import and export"),
     "completion": ("completion", "print a script that lets bash or zsh complete words"),
 }
 FROM_RUN = {"evaluate", "distill", "act"}
@@ -61,7 +61,7 @@ def resumed(parser: Any, words: list[str]) -> list[str]:
     Raises:
         ValueError: an option that the run has decided already.
     """
-    from forethought.parser import normalised
+    from forethought.parser import normalised, read_yaml, refuse_strangers
     from forethought.run_folder import RunFolder
 
     given = {}
@@ -71,7 +71,7 @@ def resumed(parser: Any, words: list[str]) -> list[str]:
             given[name] = value
     if {"h", "help"} & set(given):
         return words
-    decided = sorted(set(given) - {"resume", "run", "device", "threads"})
+    decided = sorted(set(given) - {"resume", "run", "device", "threads", "trust"})
     if decided:
         raise ValueError(
             f"--resume goes on with the run's own configuration, so {', '.join(decided)} cannot "
@@ -80,6 +80,10 @@ def resumed(parser: Any, words: list[str]) -> list[str]:
     if not given.get("run"):
         raise ValueError("--resume needs the run to go on with: give --run RUN")
     folder = RunFolder.open(Path(given["run"]))
+    config = read_yaml(folder.config)
+    if given.get("trust") != "true":
+        named = {key: value for key, value in config.items() if key not in {"run", "data"}}
+        refuse_strangers(named, folder.config)
     return ["--config", folder.config.read_text() + "\n", *words]
 
 
@@ -126,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb == "evaluate":
             from rich.console import Console
 
-            from forethought.inspecting import table_of
+            from forethought.showing import table_of
 
             Console().print(table_of(result, result[0]["task"]))
     except KeyboardInterrupt:

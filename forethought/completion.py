@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from forethought.cli import VERBS
-from forethought.inspecting import known_environments
+from forethought.listing import known_environments
 from forethought.parser import (
     PARTS,
     Parser,

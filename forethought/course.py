@@ -11,6 +11,7 @@ done is skipped.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -294,7 +295,7 @@ class Course:
         share = self.plan.round.last if round_ == self.plan.rounds else self.plan.round.share
 
         def shorter(stage: Any) -> Any:
-            return replace(stage, steps=max(1, round(share * stage.steps)) if stage.steps else 0)
+            return replace(stage, steps=math.ceil(share * stage.steps))
 
         return Stages(
             shorter(stages.joint),

@@ -14,8 +14,8 @@ from rich.console import Console
 from forethought import envs, pictures
 from forethought.agent import AgentController, AgentState, held_out_seeds, run_episodes
 from forethought.cli import call
-from forethought.inspecting import table_of
 from forethought.running import Row, frame_of, load, write_rows
+from forethought.showing import table_of
 
 logger = logging.getLogger(__name__)
 

@@ -160,6 +160,7 @@ def train(
     distillation: Distillation = Distillation(),  # noqa: B008 - frozen
     precision: Precision = "auto",
     resume: bool = False,
+    trust: bool = False,
     check: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -188,6 +189,7 @@ def train(
         distillation: how `distill` will compile plans into a policy; not used in training.
         precision: of the joint stage; `auto` is bfloat16 on CUDA and float32 elsewhere.
         resume: go on with the run that is there; its own configuration counts.
+        trust: allow a run that is resumed to import classes from outside of `forethought`.
         check: only check that everything fits together, and write nothing.
         seed: seed of everything.
         device: `auto`, `cpu`, `cuda` or `mps`.

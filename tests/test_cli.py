@@ -22,10 +22,12 @@ from forethought.build import Collection, Model, Round, Stages
 from forethought.cli import VERBS, main
 from forethought.completion import completion
 from forethought.demo import demo
-from forethought.inspecting import data, envs, show
+from forethought.describing import data
+from forethought.listing import envs
 from forethought.parser import normalised, packaged_configs, parse, parser_of, refuse_strangers
 from forethought.planners import CEM, MPPI, Gradient
 from forethought.running import act, distill, evaluate
+from forethought.showing import show
 from forethought.training import collect
 from forethought.training import train as train_verb
 from forethought.worldmodel import Losses

@@ -19,7 +19,8 @@ import yaml
 import forethought
 from forethought.cli import main
 from forethought.envs import Dataset, describe, options_of
-from forethought.inspecting import known_environments, matching, table_of
+from forethought.listing import known_environments, matching
+from forethought.showing import table_of
 
 LINE = "forethought/DoubleIntegrator-v0"
 LINE_WORDS = [f"--env={LINE}", "--env-options.episode-limit=8"]

@@ -59,8 +59,9 @@ class Readouts(nn.Module):
         if not self.sizes:
             return
         values = torch.cat([quantities[name] for name in self.sizes], dim=-1).to(self.mean)
-        mean = values.nanmean(0)
-        std = (values - mean).square().nanmean(0).sqrt()
+        # A component that is unknown everywhere is read as zero.
+        mean = values.nanmean(0).nan_to_num(0.0)
+        std = (values - mean).square().nanmean(0).sqrt().nan_to_num(0.0)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(_varies(mean, std), std, 0))
 

@@ -1,1 +1,0 @@
-../../forethought/inspecting.py
