@@ -148,7 +148,7 @@ class Agent:
                     carried,
                     plan=plan.actions,
                     imagined=plan.states,
-                    until_replan=carried.setting.replan_every,
+                    until_replan=carried.setting.cost.replan_every,
                 )
             assert carried.plan is not None
             action = carried.plan[:, 0]

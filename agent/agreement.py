@@ -55,7 +55,7 @@ def gradient_agreement(
             continue
         before, actions, after, setting = start
         for horizon in horizons:
-            cost = replace(setting.cost, horizon=horizon)
+            cost = replace(setting.cost, horizon=horizon, replan_every=1)
             problem = agent.problem(replace(setting, cost=cost), before)
             # Perturbations of the first `horizon` actions, up then down.
             count = 2 * horizon * size

@@ -24,6 +24,8 @@ class Cost:
         horizon: planning steps H.
         discount: gamma per second of the environment's time, in (0, 1].
         critic: weight v of the critic's estimate of what comes after the plan.
+        replan_every: actions of a plan that are carried out before the next plan is made, between
+            1 and the horizon.
     """
 
     reduction: Literal["sum", "softmin", "last"] = "sum"
@@ -31,6 +33,7 @@ class Cost:
     horizon: int = 16
     discount: float = 0.8
     critic: float = 1.0
+    replan_every: int = 1
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -43,6 +46,11 @@ class Cost:
             raise ValueError(f"cost.discount is {self.discount}: choose it in (0, 1]")
         if not 0 <= self.critic < float("inf"):
             raise ValueError(f"cost.critic is {self.critic}: choose 0 or more, finite")
+        if not 1 <= self.replan_every <= self.horizon:
+            raise ValueError(
+                f"cost.replan_every is {self.replan_every}: choose it between 1 and the horizon "
+                f"{self.horizon}"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,9 @@ class Setting:
         u: weights of the intrinsic terms, `(B, n)`.
         v: weights of the critic's terms, `(B, n)`.
         goal: goal states, `(B, D)`, or None where the task has no goal.
-        cost: reduction over time, horizon and discount.
+        cost: reduction over time, horizon, discount, and how often a plan is made.
         discount: gamma per decision.
         mode: 1 acts by the policy, 2 plans.
-        replan_every: actions of a plan that are carried out before the next plan is made.
     """
 
     u: Tensor
@@ -65,7 +72,6 @@ class Setting:
     cost: Cost
     discount: float = 1.0
     mode: Mode = 2
-    replan_every: int = 1
 
     @property
     def context(self) -> dict[str, Tensor]:
@@ -88,21 +94,12 @@ class Configurator:
         task: what is minimised; the weights are checked against the bank's bounds.
         decision_seconds: time between two decisions, in seconds.
         mode: 1 acts by the policy, 2 plans.
-        replan_every: actions of a plan that are carried out before the next plan is made.
     """
 
     cost: Cost
     task: Task
     decision_seconds: float = 1.0
     mode: Mode = 2
-    replan_every: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.replan_every <= self.cost.horizon:
-            raise ValueError(
-                f"replan_every is {self.replan_every}: choose it between 1 and the horizon "
-                f"{self.cost.horizon}"
-            )
 
     @property
     def discount(self) -> float:
@@ -129,5 +126,4 @@ class Configurator:
             cost=self.cost,
             discount=self.discount,
             mode=self.mode,
-            replan_every=self.replan_every,
         )

@@ -33,7 +33,7 @@ class Outcome:
         seed: seed of the episode.
         success: the environment's own verdict at the end, or None where it has none.
         return_: sum of rewards.
-        steps: environment steps.
+        decisions: how many actions were chosen; times the action repeat, environment steps.
         decision_seconds: wall-clock seconds of each decision; meaningful with one environment.
         quantities: the environment's named quantities at the end, `(n,)` each.
     """
@@ -41,7 +41,7 @@ class Outcome:
     seed: int
     success: bool | None
     return_: float
-    steps: int
+    decisions: int
     decision_seconds: tuple[float, ...] = field(default=(), repr=False)
     quantities: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
@@ -268,7 +268,7 @@ def _run_block(
     carried = controller.start(select_rows(observation, running), select_info(info, running))
     outcomes: dict[int, Outcome] = {}
     returns, seconds = np.zeros(env.num_envs), [list[float]() for _ in range(number)]
-    steps = 0
+    decisions = 0
     while len(running):
         seen, rows = select_info(info, running), select_rows(observation, running)
         began = time.perf_counter()
@@ -279,7 +279,7 @@ def _run_block(
         actions = np.zeros((env.num_envs, *action.shape[1:]), action.dtype)
         actions[running] = action
         observation, reward, terminated, truncated, info = env.step(actions)
-        steps += 1
+        decisions += 1
         returns[running] += reward[running]
         for index in running:
             seconds[index].append(elapsed)
@@ -295,7 +295,7 @@ def _run_block(
                 seeds[index],
                 success,
                 float(returns[index]),
-                steps,
+                decisions,
                 tuple(seconds[index]),
                 quantities,
             )

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
+
 from forethought.agent.cost import Effort, IntrinsicCost, IntrinsicTerm, Shortfall, Weighted
 
 
@@ -38,8 +40,9 @@ class Task:
     Args:
         terms: intrinsic terms by name.
         goal: whether the environment gives a goal, whose latent distance is minimised too.
-        end: what termination means: after a `failure` every term stays at its upper bound, after a
-            `success` at zero, so that ending early is never a reward in itself.
+        end: what termination means to the critic: after a `failure` every term stays at its upper
+            bound, after a `success` at zero, so that ending early is never a reward in itself.
+            (Inside of a plan an end is seen only by a term that reads `terminated`.)
         env: environment that the task is written for; where it is given, `train` with that
             environment takes the task by itself.
     """
@@ -82,7 +85,7 @@ REACH = Task(terms={"effort": TaskTerm(Effort(), weight=0.0)}, goal=True)
 """Reach the goal that the environment gives; effort may be minded, and is not by default."""
 
 
-def task_from_reward(lowest: float, highest: float, *, terminates: bool) -> Task:
+def task_from_reward(rewards: np.ndarray, terminal: np.ndarray) -> Task:
     """A task for an environment whose reward is all that is known of it.
 
     The reward is read from states by a trained readout, so this cost is not hard-wired: whoever
@@ -90,22 +93,33 @@ def task_from_reward(lowest: float, highest: float, *, terminates: bool) -> Task
     that lies above the lowest. An environment that terminates pays nothing after the end, so zero
     is always among the rewards that count.
 
+    What an end means is read from the rewards too. Where ends are paid more than other steps (a
+    goal reached), or every step is charged (the sooner the better), they are a success; else a
+    failure.
+
     Args:
-        lowest: lowest reward seen.
-        highest: highest reward seen.
-        terminates: whether any episode was ended by the task.
+        rewards: reward of every step, `(N,)`.
+        terminal: which steps ended their episode by termination, `(N,)` bool.
+
+    Raises:
+        ValueError: rewards and ends tell nothing.
     """
+    lowest, highest = float(rewards.min()), float(rewards.max())
+    terminates = bool(terminal.any())
     low, high = lowest, highest + (highest - lowest)
     if terminates:
         low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
         raise ValueError(
-            f"every reward in the data is {low} and no episode terminates: there is nothing to "
-            "learn a cost from, give a task (--task) or other data"
+            f"every reward in the data is {low} and no episode ends on a different one: there is "
+            "nothing to learn a cost from, give a task (--task) or other data"
         )
     terms = {"reward": TaskTerm(Shortfall("reward", worst=low, best=high))}
-    # Paid for staying alive, an end is a failure; charged for every step, it is a success.
-    survives = highest > 0
-    if terminates and survives:
-        terms["ended"] = TaskTerm(Shortfall("terminated", worst=1.0, best=0.0))
-    return Task(terms, end="failure" if survives else "success")
+    if not terminates:
+        return Task(terms)
+    going, ending = rewards[~terminal], rewards[terminal]
+    paid = len(going) > 0 and ending.mean() > going.mean() + 0.5 * max(float(going.std()), 1e-6)
+    if paid or highest <= 0:
+        return Task(terms, end="success")
+    terms["ended"] = TaskTerm(Shortfall("terminated", worst=1.0, best=0.0))
+    return Task(terms, end="failure")

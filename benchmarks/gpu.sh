@@ -18,6 +18,12 @@ for seed in ${SEEDS:-0}; do
         forethought evaluate "$run-$seed" --device "$device" --episodes 4 --timed-decisions 3 --json "$out/gpu_two_rooms_$seed.json"
         continue
     fi
+    # The same training in float32: what bfloat16, the default on CUDA, saves and costs.
+    rm -rf "$run-$seed-float32"
+    forethought train --config two-rooms --run "$run-$seed-float32" --data "$run-$seed/data" --seed "$seed" --device "$device" \
+        --precision float32
+    cp "$run-$seed/training.json" "$out/gpu_two_rooms_${seed}_bfloat16.json"
+    cp "$run-$seed-float32/training.json" "$out/gpu_two_rooms_${seed}_float32.json"
     forethought distill "$run-$seed" --seed "$seed" --device "$device"
     forethought evaluate "$run-$seed" --device "$device" --json "$out/gpu_two_rooms_$seed.json"
 done

@@ -3,7 +3,7 @@
 Importing this package registers our environments with Gymnasium.
 """
 
-from forethought.envs.collect import HELD_OUT_SEED, collect
+from forethought.envs.collect import HELD_OUT_SEED, check_seeds, collect
 from forethought.envs.dataset import Dataset, write_shard
 from forethought.envs.description import describe
 from forethought.envs.episode import Episode, Windows
@@ -83,6 +83,7 @@ __all__ = [
     "View",
     "WindowSampler",
     "Windows",
+    "check_seeds",
     "collect",
     "collect_to",
     "crosses_wall",

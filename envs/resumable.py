@@ -126,11 +126,15 @@ def collect_to(
 def unfinished_episodes(folder: str | Path) -> int | None:
     """Number of episodes of the collection that was interrupted in a folder; None without one.
 
+    One of which no shard was written is none: another may take its place.
+
     Raises:
         ValueError: What was noted of it is damaged.
     """
     begun = _read(Path(folder) / COLLECTING)
-    return None if begun is None else begun.episodes
+    if begun is None or not (Path(folder) / INDEX).exists():
+        return None
+    return begun.episodes if begun.first_seed in Dataset.open(folder).arrays("seed") else None
 
 
 def default_shard(spec: EnvSpec, length: int | None = None) -> int:

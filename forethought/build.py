@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -170,6 +171,10 @@ def device_of(name: str) -> torch.device:
     if not have.get(name, False):
         there = ", ".join(kind for kind, is_there in have.items() if is_there)
         raise ValueError(f"device {name!r} is not available here: choose among {there}, auto")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # set by torchrun: a GPU for each rank
+        device = torch.device(name, int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
     return torch.device(name)
 
 

@@ -45,7 +45,7 @@ def call(verb: str, argv: Sequence[str]) -> Any:
 
         if words[0].startswith("-"):
             raise ValueError(f"give the run folder first: forethought {verb} RUN {words[0]} ...")
-        trust = "--trust=true" in normalised(parser, words)
+        trust = _options(normalised(parser, words)).get("trust") == "true"
         words = defaults_from_run(Path(words[0]), verb, trust=trust) + words
     if verb == "train" and "--resume=true" in _joined(normalised(parser, words)):
         words = resumed(parser, words)
@@ -61,14 +61,10 @@ def resumed(parser: Any, words: list[str]) -> list[str]:
     Raises:
         ValueError: an option that the run has decided already.
     """
-    from forethought.parser import normalised, read_yaml, refuse_strangers
+    from forethought.parser import normalised, read_yaml, refuse_strangers_in_run
     from forethought.run_folder import RunFolder
 
-    given = {}
-    for word in _joined(normalised(parser, words)):
-        if word.startswith("-"):
-            name, _, value = word.lstrip("-").partition("=")
-            given[name] = value
+    given = _options(normalised(parser, words))
     if {"h", "help"} & set(given):
         return words
     decided = sorted(set(given) - {"resume", "run", "device", "threads", "trust"})
@@ -82,8 +78,8 @@ def resumed(parser: Any, words: list[str]) -> list[str]:
     folder = RunFolder.open(Path(given["run"]))
     config = read_yaml(folder.config)
     if given.get("trust") != "true":
-        named = {key: value for key, value in config.items() if key not in {"run", "data"}}
-        refuse_strangers(named, folder.config)
+        refuse_strangers_in_run(config, folder.config)
+        words = [*words, "--trust=false"]  # whatever the run says of itself
     return ["--config", folder.config.read_text() + "\n", *words]
 
 
@@ -96,6 +92,12 @@ def _joined(words: list[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    """Options that are given, with the value that counts: the last one."""
+    split = (word.lstrip("-").partition("=") for word in _joined(words) if word.startswith("-"))
+    return {name: value for name, _, value in split}
 
 
 def usage() -> str:
@@ -199,8 +201,32 @@ def how_to_go_on(verb: str, words: Sequence[str]) -> str:
         return "; the same command goes on from the shards that are written"
     if verb != "train":
         return ""
-    options = dict(word.partition("=")[::2] for word in _joined(list(words)))
-    run = options.get("--run", "runs/run")
+    options = _options(list(words))
+    run = options.get("run") or _run_in_config(options.get("config")) or "runs/run"
     if not (Path(run) / "config.yaml").is_file():
         return ""
-    return f"; go on with: forethought train --resume --run {run}"
+    trust = " --trust" if "trust" in options or _needs_trust(Path(run)) else ""
+    return f"; go on with: forethought train --resume --run {run}{trust}"
+
+
+def _run_in_config(config: str | None) -> str | None:
+    """The run that a configuration given with `--config` names, if it does."""
+    from forethought.parser import packaged_configs, read_yaml
+
+    path = packaged_configs().get(config or "", Path(config or ""))
+    named = read_yaml(path).get("run") if path.is_file() else None
+    return None if named is None else str(named)
+
+
+def _needs_trust(run: Path) -> bool:
+    """Whether a run names code from outside of forethought."""
+    from forethought.parser import read_yaml, refuse_strangers_in_run
+    from forethought.tasks import read_task
+
+    try:
+        refuse_strangers_in_run(read_yaml(run / "config.yaml"), run / "config.yaml")
+        if (run / "task.yaml").is_file():
+            read_task(str(run / "task.yaml"), trust=False)
+    except ValueError:
+        return True
+    return False

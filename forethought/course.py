@@ -136,6 +136,8 @@ class Course:
         if wanted and self.discount >= 1:
             logger.info("cost.discount is 1: there is no critic")
             wanted = 0
+        elif self.task.has_cost and not wanted:
+            logger.info("no critic: it would begin in round %d", self.plan.stages.critic_from)
         self.critic = build_critic(self.jepa, self.task, self.discount, seed) if wanted else None
         self.generator = torch.Generator().manual_seed(seed * 1000 + rank)
         self.rng = np.random.default_rng([seed, 1, rank])
@@ -194,8 +196,8 @@ class Course:
             self.critic.slow.requires_grad_(False)
         device = self.jepa.device
         quantities = quantities_of(self.held, device)
-        if round_ == 0 and not self.snapshot.replaying:
-            self.readouts.standardise_by(quantities)
+        if not self.snapshot.replaying:
+            self.readouts.standardise_by(quantities, anew=round_ == 0)
         self._stage(
             round_,
             metrics,
@@ -321,8 +323,9 @@ class Course:
     def _collect(self, round_: int, metrics: Metrics) -> None:
         """Let the agent act, with its planner and some noise, and append what happened."""
         how, first = self.plan.round, self._first_seed(round_)
-        there = int(self.held.arrays("seed").max()) >= first
-        if self.snapshot.enter(f"{round_}/collect") and not there:
+        there = first in self.held.arrays("seed")
+        entered = self.snapshot.enter(f"{round_}/collect")
+        if entered and not there:
             agent = build_agent(
                 self.jepa,
                 self.held.spec,
@@ -349,7 +352,7 @@ class Course:
                     )
             ranks.wait()
         self.held = Dataset.open(self.data)
-        if not there and not self.snapshot.replaying:
+        if entered:
             returns = episode_returns(self.held)[-how.episodes :]
             found = {
                 "return": float(returns.mean()),
@@ -364,14 +367,15 @@ class Course:
             )
 
     def _first_seed(self, round_: int) -> int:
-        """Seed of the first episode that a round collects."""
-        seeds = self.held.arrays("seed")
-        before = self.held.episodes - self._own_episodes()
-        return int(np.sort(seeds)[before - 1]) + 1 + (round_ - 1) * self.plan.round.episodes
-
-    def _own_episodes(self) -> int:
-        """Episodes that earlier rounds have collected."""
-        return sum(name.startswith("mode") for name in self.held.policies)
+        """Seed of the first episode that a round collects; kept, as data grow."""
+        noted = self.folder.read_json("rounds.json")
+        if noted is None:
+            noted = {"first_seed": int(self.held.arrays("seed").max()) + 1}
+            if ranks.rank() == 0:
+                self.folder.write_json("rounds.json", noted)
+        first = int(noted["first_seed"]) + (round_ - 1) * self.plan.round.episodes
+        envs.check_seeds(first, self.plan.round.episodes)
+        return first
 
     def trained_critic(self, round_: int) -> Critic | None:
         """The critic after a round, if it has learned anything by then."""
@@ -400,7 +404,7 @@ def quantities_of(dataset: Dataset, device: torch.device) -> dict[str, Tensor]:
     """Named quantities that a state could tell, `(N, n)` float32 each; the goal's are left out.
 
     `reward` is what was paid for the step that led to a state, not-a-number at an episode's first
-    one; `terminated` is 1 where the task ended the episode, and there if it ever did.
+    one; `terminated` is 1 where the task ended the episode.
     """
     found = {
         name: torch.as_tensor(np.array(dataset.arrays(f"quantities.{name}"), np.float32))
@@ -412,11 +416,9 @@ def quantities_of(dataset: Dataset, device: torch.device) -> dict[str, Tensor]:
     rewards = np.full(len(first), np.nan, np.float32)
     rewards[~first] = dataset.arrays("rewards")
     found["reward"] = torch.as_tensor(rewards)[:, None]
-    terminal = dataset.terminal()
-    if terminal.any():
-        ended = np.zeros(len(first), np.float32)
-        ended[~first] = terminal
-        found["terminated"] = torch.as_tensor(ended)[:, None]
+    ended = np.zeros(len(first), np.float32)
+    ended[~first] = dataset.terminal()
+    found["terminated"] = torch.as_tensor(ended)[:, None]
     return {name: value.to(device) for name, value in found.items()}
 
 

@@ -84,10 +84,12 @@ def _control(folder: Path, options: list[str], *, short: bool) -> list[Row]:
         "--planner.starts=2",
         "--planner.iterations=1",
     ]
+    # One round and half of the labels less than the experiment, which takes two minutes longer.
     train = ["--config=cartpole-swingup", f"--run={folder}"]
-    call("train", [*train, *options, *(brief_train if short else [])])
+    call("train", [*train, *options, *(brief_train if short else ["--rounds=4"])])
+    labels = ["--distillation.problems=512", "--distillation.steps=2000"]
     brief_distill = ["--distillation.problems=64", "--distillation.steps=60"]
-    call("distill", [str(folder), *options, *(brief_distill if short else [])])
+    call("distill", [str(folder), *options, *(brief_distill if short else labels)])
     episodes = ["--episodes=2", "--timed-decisions=5"] if short else ["--episodes=20"]
     rows: list[Row] = call("evaluate", [str(folder), *options, *episodes])
     return rows

@@ -72,7 +72,7 @@ def whole_choice(base: type, choice: Any) -> Any:
     if not isinstance(given, dict) or not isinstance(given.get("class_path"), str):
         return choice
     found = _class_of(base, given["class_path"])
-    if found is None:
+    if found is None or not isinstance(given.get("init_args") or {}, dict):
         return choice
     parameters = inspect.signature(found).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
@@ -316,27 +316,84 @@ def is_ours(class_path: str) -> bool:
     return isinstance(found, type) and found.__module__.split(".")[0] == "forethought"
 
 
-def refuse_strangers(config: Any, source: Path) -> None:
+# Where a class may be named: a part, the mapping that describes it, and a list of cost terms.
+_NAME_CLASSES = {*PARTS, "class_path", "terms"}
+
+# Where the configuration of a run holds words of its own: paths and names, which import nothing...
+_PATHS = {"run", "data", "task"}
+# ... and choices. A word anywhere else would be the file that a whole group is read from.
+_WORDS = {"env", "precision", "device"}
+
+
+def refuse_strangers(config: Any, source: Path, key: str = "") -> None:
     """Refuse a configuration that could import code from outside of `forethought`.
 
+    Args:
+        config: the configuration, or a part of it.
+        source: file it comes from.
+        key: key that it lies under.
+
     Raises:
-        ValueError: a text is neither plain words nor a path into `forethought`.
+        ValueError: a class is not one of ours, or a text elsewhere is neither plain words nor a
+            path into `forethought`.
     """
     if isinstance(config, dict):
-        for value in config.values():
-            refuse_strangers(value, source)
+        for name, value in config.items():
+            refuse_strangers(value, source, str(name))
     elif isinstance(config, list):
         for value in config:
-            refuse_strangers(value, source)
-    elif isinstance(config, str):
-        # Braces, colons and quotes could hold YAML in a text, in which a class path could hide.
-        plain = re.fullmatch(r"[\w./ +-]*", config)
-        paths = re.findall(r"[^\W\d]\w*(?:\.\w+)+", config)
-        if not plain or not all(is_ours(path) for path in paths):
-            raise ValueError(
-                f"{source} names {config!r}, code from outside of forethought: add --trust if you "
-                "trust whoever wrote that run"
-            )
+            refuse_strangers(value, source, key)
+    elif isinstance(config, str) and not _is_harmless(config, key):
+        _refuse(config, source)
+
+
+def refuse_strangers_in_run(config: dict[str, Any], source: Path) -> None:
+    """Refuse a run's configuration that could import code from outside of `forethought`.
+
+    The run's place, its data and the name of its task are no code: the task that counts lies in the
+    run folder and is checked itself.
+
+    Raises:
+        ValueError: as `refuse_strangers` says, or another file is to be read.
+    """
+    for name, value in config.items():
+        if isinstance(value, str):
+            if name in _PATHS:
+                continue
+            if name not in _WORDS and not _names_class(str(name)):
+                _refuse(value, source)
+        refuse_strangers(value, source, str(name))
+
+
+def _names_class(key: str) -> bool:
+    return key.rpartition(".")[2] in _NAME_CLASSES
+
+
+def _is_harmless(text: str, key: str) -> bool:
+    """Whether a text under `key` imports nothing but what is ours."""
+    if _names_class(key):
+        if "." in text:
+            return is_ours(text)
+        return any(text in classes_of(part) for part in map(part_of, PARTS) if part is not None)
+    # Braces, colons and quotes could hold YAML in a text, in which a class path could hide.
+    if not re.fullmatch(r"[\w./ +-]*", text):
+        return False
+    return "." not in text or _is_number(text) or is_ours(text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse(text: str, source: Path) -> NoReturn:
+    raise ValueError(
+        f"{source} names {text!r}, code from outside of forethought: add --trust if you trust "
+        "whoever wrote it"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
+
+from forethought.run_folder import read_metrics
 
 REAL = (37, 99, 235)
 IMAGINED = (234, 88, 12)
@@ -20,10 +21,9 @@ def training_curves(metrics: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    skip = {"stage", "step", "learning_rate", "steps_per_second", "gradient_norm"}
+    skip = {"stage", "step", "seconds", "learning_rate", "steps_per_second", "gradient_norm"}
     stages: dict[str, list[dict[str, float]]] = {}
-    for line in metrics.read_text().splitlines():
-        record = json.loads(line)
+    for record in read_metrics(metrics):
         if record["stage"] != "diagnostics":
             stages.setdefault(record["stage"], []).append(record)
     if not stages:
@@ -31,7 +31,8 @@ def training_curves(metrics: Path, picture: Path) -> None:
     figure, axes = plt.subplots(1, len(stages), figsize=(5 * len(stages), 3.5), squeeze=False)
     for axis, (stage, records) in zip(axes[0], stages.items(), strict=True):
         for name in [key for key in records[0] if key not in skip]:
-            axis.plot([r["step"] for r in records], [r[name] for r in records], label=name)
+            drawn = [r for r in records if name in r]
+            axis.plot([r["step"] for r in drawn], [r[name] for r in drawn], label=name)
         axis.set(title=stage, xlabel="update", yscale="log")
         axis.legend(fontsize=7)
     figure.tight_layout()

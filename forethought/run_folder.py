@@ -5,13 +5,15 @@ The files of a run:
     RUN/
         config.yaml          resolved configuration of `train`
         environment.json     versions, commit, machine, seed, time
-        metrics.jsonl        one JSON object per logged step; also in tensorboard/
+        metrics.jsonl        one JSON object per logged step, with the seconds of training so far;
+                             also in tensorboard/
         tensorboard/
         task.yaml            what the agent minimises
         data/                shards, where `train` collected them
         model.safetensors    perception, predictor, readouts, critic
         snapshot.safetensors what an interrupted training goes on from
         policy.safetensors   Mode-1's policy, after `distill`
+        rounds.json          where the rounds' seeds begin
         diagnostics.json     what the latent state is worth
         results.json         rows of the last evaluation
         *.png, *.gif         plots and videos
@@ -180,6 +182,11 @@ class RunFolder:
         return self.path / "snapshot.safetensors"
 
     @property
+    def metrics(self) -> Path:
+        """What was logged, as JSON lines; see `read_metrics`."""
+        return self.path / "metrics.jsonl"
+
+    @property
     def task(self) -> Path:
         """What the agent minimises."""
         return self.path / "task.yaml"
@@ -208,27 +215,54 @@ class RunFolder:
             raise ValueError(f"{path} is damaged: remove it and run the verb again") from error
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Logged lines; those that a kill, a power cut or a full disk has damaged are left out."""
+    if not path.is_file():
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            lines.append({**record, "stage": record["stage"], "step": record["step"]})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return lines
+
+
 class Metrics:
     """Writes named numbers to TensorBoard and to JSON lines; a context manager.
+
+    With them go the wall-clock `seconds` of the work so far. Those of a training that is resumed
+    count on from the last line before: what a kill lost since that line is not counted.
 
     Args:
         folder: the run.
         writes: whether this process writes; of several that train together, one does.
+
+    Attributes:
+        before: seconds of the training's earlier legs, 0 where it was not interrupted.
     """
 
     def __init__(self, folder: RunFolder, *, writes: bool = True) -> None:
         self._board: SummaryWriter | None = None
         self._lines: TextIO | None = None
+        legs = [line for line in read_metrics(folder.metrics) if line["stage"] != "distill"]
+        self.before = float(legs[-1].get("seconds", 0)) if legs else 0.0
+        self._began = time.perf_counter()
         if writes:
             from torch.utils.tensorboard import SummaryWriter  # seconds, for PyTorch
 
             self._board = SummaryWriter(str(folder.path / "tensorboard"))
-            self._lines = (folder.path / "metrics.jsonl").open("a", encoding="utf-8")
+            cut = folder.metrics.is_file() and folder.metrics.read_bytes()[-1:] not in (b"", b"\n")
+            self._lines = folder.metrics.open("a", encoding="utf-8")
+            if cut:
+                self._lines.write("\n")
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Log the values of one step under `stage/NAME`."""
         if self._board is None or self._lines is None:
             return
+        values = {**values, "seconds": self.before + time.perf_counter() - self._began}
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
         self._lines.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")

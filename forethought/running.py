@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +48,13 @@ from forethought.build import (
 from forethought.course import progress_bar
 from forethought.envs import Dataset, EnvSpec
 from forethought.envs.shard import replace_file
-from forethought.parser import parse, parser_of, read_yaml, refuse_strangers
+from forethought.parser import (
+    parse,
+    parser_of,
+    read_yaml,
+    refuse_strangers,
+    refuse_strangers_in_run,
+)
 from forethought.planners import Gradient, Planner
 from forethought.run_folder import Metrics, RunFolder, check_place, commit
 from forethought.tasks import read_task
@@ -132,7 +139,7 @@ def load(
     config = read_yaml(folder.config)
     meta = read_meta(folder.model)
     if not trust:
-        _refuse_strangers_in(folder, config)
+        refuse_strangers_in_run(config, folder.config)
         refuse_strangers(meta["env"], folder.model)
     task = read_task(str(folder.task), trust=trust)
     arguments, _ = parse(parser_of(train, "train"), ["--config", yaml.safe_dump(config) + "\n"])
@@ -152,6 +159,8 @@ def load(
     modules: dict[str, nn.Module] = {"model": jepa, "readouts": readouts}
     critic = None
     if meta["discount"] is not None:
+        seconds = spec.control_step_seconds
+        _check_discount(cost or arguments["cost"], meta["discount"], seconds, folder)
         critic = build_critic(jepa, task, meta["discount"], seed)
         modules["critic"] = critic
     load_checkpoint(folder.model, modules)
@@ -172,10 +181,23 @@ def load(
     return Trained(folder, arguments, spec, readouts, agent)
 
 
-def _refuse_strangers_in(folder: RunFolder, config: dict[str, Any]) -> None:
-    """Refuse a run's configuration that names code of strangers; its paths are no code."""
-    named = {key: value for key, value in config.items() if key not in {"run", "data"}}
-    refuse_strangers(named, folder.config)
+def _check_discount(cost: Cost, discount: float, seconds: float, folder: RunFolder) -> None:
+    """Refuse a cost with another discount than the critic was trained with.
+
+    Args:
+        cost: what is to be minimised.
+        discount: the critic's, per decision.
+        seconds: time between two decisions.
+        folder: the run.
+
+    Raises:
+        ValueError: they differ, and the critic counts.
+    """
+    if cost.critic and not math.isclose(cost.discount**seconds, discount, rel_tol=1e-6):
+        raise ValueError(
+            f"cost.discount is {cost.discount}, but the critic of {folder.path} was trained with "
+            f"{discount ** (1 / seconds):.6g}: choose that, or --cost.critic 0"
+        )
 
 
 def defaults_from_run(run: Path, verb: str, *, trust: bool = False) -> list[str]:
@@ -183,7 +205,7 @@ def defaults_from_run(run: Path, verb: str, *, trust: bool = False) -> list[str]
     folder = RunFolder.open(run)
     config = read_yaml(folder.config)
     if not trust:  # parsing them would import them
-        _refuse_strangers_in(folder, config)
+        refuse_strangers_in_run(config, folder.config)
     choices = ("planner", "cost", *(("distillation",) if verb == "distill" else ()))
     kept = {name: config[name] for name in choices if name in config}
     return ["--config", yaml.safe_dump(kept) + "\n"]
@@ -428,10 +450,10 @@ def act(
         pictures.write_video(video, frames)
     for outcome in outcomes:
         logger.info(
-            "episode %d: %s after %d steps, return %.2f, %.1f ms per decision",
+            "episode %d: %s after %d environment steps, return %.2f, %.1f ms per decision",
             outcome.seed,
             {True: "success", False: "no success", None: "done"}[outcome.success],
-            outcome.steps,
+            outcome.decisions * trained.spec.action_repeat,
             outcome.return_,
             1000 * float(np.mean(outcome.decision_seconds)),
         )

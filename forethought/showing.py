@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forethought.parser import read_yaml
-from forethought.run_folder import RunFolder
+from forethought.run_folder import RunFolder, read_metrics
 from forethought.tables import (
     Row,
     flattened,
@@ -90,7 +89,7 @@ def _progress(folder: RunFolder) -> str:
             f"{training.get('environment_steps')} environment steps, "
             f"{training.get('train_seconds', 0):.0f} s of training"
         )
-    lines = _metrics(folder)
+    lines = read_metrics(folder.metrics)
     at = f" (last heard of: {lines[-1]['stage']}, {lines[-1]['step']})" if lines else ""
     return (
         f"training has not come to its end{at}: go on with "
@@ -114,24 +113,10 @@ def _print_task(console: Console, folder: RunFolder) -> None:
     print_table(console, f"task: {goal}an end is a {task.get('end')}", table)
 
 
-def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    """Logged lines; one that was cut by a kill ends them."""
-    path = folder.path / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines: list[dict[str, Any]] = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = loads(line)
-            lines.append({**record, "stage": record["stage"], "step": record["step"]})
-        except (ValueError, KeyError, TypeError):
-            break
-    return lines
-
-
 def _rounds(folder: RunFolder) -> list[dict[str, Any]]:
     """What was logged of the rounds, the latest line of each."""
-    rounds = {line["step"]: line for line in _metrics(folder) if line["stage"] == "collect"}
+    lines = read_metrics(folder.metrics)
+    rounds = {line["step"]: line for line in lines if line["stage"] == "collect"}
     return [rounds[step] for step in sorted(rounds)]
 
 

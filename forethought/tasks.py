@@ -45,7 +45,8 @@ def read_task(task: str, *, trust: bool = True) -> Task:
         raise FileNotFoundError(f"no task {task!r}: give a YAML file or one of {known}")
     content = read_yaml(path)
     if not trust:
-        refuse_strangers(_nameable({k: v for k, v in content.items() if k != "env"}), path)
+        named = {k: v for k, v in content.items() if k != "env" or not isinstance(v, str)}
+        refuse_strangers(_nameable(named), path)
     parser = Parser()
     parser.add_class_arguments(Task, as_group=False)
     try:

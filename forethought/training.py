@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from torch import Tensor
 
 from forethought import envs, pictures
@@ -34,6 +38,9 @@ from forethought.build import (
 )
 from forethought.course import Course, Plan, environment_steps, progress_bar, quantities_of
 from forethought.envs import HELD_OUT_SEED, Dataset, EnvSpec
+from forethought.envs.resumable import COLLECTING
+from forethought.envs.shard import replace_file
+from forethought.parser import refuse_strangers
 from forethought.planners import Gradient, Planner
 from forethought.run_folder import Metrics, RunFolder
 from forethought.tasks import read_task, task_for, task_yaml
@@ -42,6 +49,8 @@ from forethought.worldmodel import JEPA, LatentData, Losses, Readouts, diagnose,
 logger = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+UNTIL = "collecting_until.json"
 
 
 def set_threads(threads: int | None) -> None:
@@ -64,6 +73,8 @@ def collect(
 ) -> int:
     """Collect episodes into a data set; an existing one is appended to.
 
+    After a kill, the same call goes on to where the first one was to end.
+
     Args:
         data: folder of the data set.
         env: environment id, of Gymnasium or `dm_control/DOMAIN-TASK`.
@@ -78,12 +89,60 @@ def collect(
     """
     set_threads(threads)
     device_of(device)
+    begun = _begun(data, collection, seed)
     if collection.episodes is not None:
         _collect_episodes(data, env, env_options, collection, collection.episodes, seed)
     else:
-        total = _decisions(data) + collection.decisions
-        _collect_decisions(data, env, env_options, collection, total, seed)
+        begin = _decisions(data) if begun is None else begun
+        note = {"begin": begin, **_described(collection, seed)}
+        there = data.exists()
+        data.mkdir(parents=True, exist_ok=True)
+        replace_file(data / UNTIL, json.dumps(note, indent=1).encode())
+        total = begin + collection.decisions
+        try:
+            _collect_decisions(data, env, env_options, collection, total, seed)
+        except ValueError:  # what does not fit leaves nothing behind
+            if begun is None and _decisions(data) == begin:
+                (data / UNTIL).unlink()
+                if not there:
+                    with suppress(OSError):
+                        data.rmdir()
+            raise
+    for name in (COLLECTING, UNTIL):
+        (data / name).unlink(missing_ok=True)
     return environment_steps(Dataset.open(data))
+
+
+def _described(collection: Collection, seed: int) -> dict[str, Any]:
+    """What decides which data are collected, besides the environment."""
+    asked = asdict(replace(collection, workers=1)) | {"policy": repr(collection.policy)}
+    return {**asked, "seed": seed}
+
+
+def _begun(data: Path, collection: Collection, seed: int) -> int | None:
+    """Decisions that were there when this collection began, if a kill has cut it; else None.
+
+    Raises:
+        ValueError: the one that was cut is another one, or its note is damaged.
+    """
+    remedy = f"delete {UNTIL} and {COLLECTING} in {data} to leave it unfinished"
+    try:
+        note = json.loads((data / UNTIL).read_text())
+        begin = int(note.pop("begin"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{data / UNTIL} is damaged ({error}): {remedy}") from error
+    asked = _described(collection, seed)
+    if note == asked:
+        return begin
+    if _decisions(data) == begin:  # nothing of it is there
+        return None
+    changed = [f"{k} was {note.get(k)}, is {asked[k]}" for k in asked if note.get(k) != asked[k]]
+    raise ValueError(
+        f"a collection in {data} was interrupted, and this is another one ({'; '.join(changed)}): "
+        f"repeat the one that was begun, or {remedy}"
+    )
 
 
 def _collect_decisions(
@@ -189,7 +248,7 @@ def train(
         distillation: how `distill` will compile plans into a policy; not used in training.
         precision: of the joint stage; `auto` is bfloat16 on CUDA and float32 elsewhere.
         resume: go on with the run that is there; its own configuration counts.
-        trust: allow a run that is resumed to import classes from outside of `forethought`.
+        trust: allow a run that is resumed, and data, to import code from outside of `forethought`.
         check: only check that everything fits together, and write nothing.
         seed: seed of everything.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -208,7 +267,7 @@ def train(
             "rounds append to the data, but data belongs to somebody else: leave --data out, or "
             "copy that data set to RUN/data"
         )
-    held = open_data(data, env, env_options) if data is not None else None
+    held = open_data(data, env, env_options, trust=trust) if data is not None else None
     # Made before the folder, so that what does not fit leaves nothing behind.
     if held is None and env is None:
         raise ValueError(
@@ -216,8 +275,15 @@ def train(
             "experiment with --config NAME, or a data set with --data DATA"
         )
     spec = held.spec if held is not None else _spec_of(str(env), env_options)
+    there = RunFolder(run)
+    begun = resume or not there.config.exists()  # else it is refused below
+    if held is None and begun and (there.data / "index.json").exists():
+        open_data(there.data, env, spec.options, trust=trust)
     jepa = build_model(model, spec, where, seed)
-    _check_task(task, spec, held)
+    if resume and there.task.is_file():  # what the run was begun with may have moved
+        task = str(there.task)
+    trusted = trust or not resume
+    _check_task(task, spec, held, jepa.latent_dim, trust=trusted)
     if check:
         _report_check(spec, jepa, held, collection, rounds, round, task)
         return RunFolder(run)
@@ -226,11 +292,12 @@ def train(
         if ranks.rank() == 0 and not _collected(folder.data, collection):
             _collect_for(folder.data, str(env), env_options, collection, seed)
         ranks.wait()
-        held = Dataset.open(folder.data)
-    for unroll in (stages.joint.unroll, stages.predictor.unroll):
-        held.windows(unroll)  # raises now, not after the first stage, if no episode is that long
+        held = open_data(folder.data, env, spec.options, trust=trust)
+    for stage in (stages.joint, stages.predictor):
+        if stage.steps:  # raises now, not after the first stage, if no episode is that long
+            held.windows(stage.unroll)
     plan = Plan(losses, stages, rounds, round, cost, planner, seed, _bfloat16(precision, where))
-    course = Course(folder, held.folder, _task(task, folder, held), plan, jepa, held)
+    course = Course(folder, held.folder, _task(task, folder, held, trust=trusted), plan, jepa, held)
     _say_what_readouts_do(course)
     with Metrics(folder, writes=ranks.rank() == 0) as metrics:
         began = time.perf_counter()
@@ -242,7 +309,9 @@ def train(
     return folder
 
 
-def _check_task(name: str | None, spec: EnvSpec, held: Dataset | None) -> None:
+def _check_task(
+    name: str | None, spec: EnvSpec, held: Dataset | None, latent_dim: int, *, trust: bool
+) -> None:
     """Refuse a task that needs what neither the data nor the environment give.
 
     Raises:
@@ -251,16 +320,18 @@ def _check_task(name: str | None, spec: EnvSpec, held: Dataset | None) -> None:
     chosen = name or task_for(spec.id)
     if chosen in (None, "reward"):
         return
-    task = read_task(str(chosen))
+    task = read_task(str(chosen), trust=trust)
     if held is not None:
-        names, goals = set(held.quantity_names), held.has_goals
+        rows = {name: held.arrays(f"quantities.{name}")[:1] for name in held.quantity_names}
+        goals = held.has_goals
     else:
         made = envs.make(spec.id, **spec.options)
         _, info = made.reset(seed=0)
         made.close()
-        names, goals = set(info["quantities"]), "goal" in info
-    told = {*(n for n in names if not n.startswith("goal")), "reward", "terminated"}
-    missing = sorted(set(task.bank.reads) - told - {"state"})
+        rows, goals = info["quantities"], "goal" in info
+    told = {name: np.size(row) for name, row in rows.items() if not name.startswith("goal")}
+    told |= {"reward": 1, "terminated": 1}
+    missing = sorted(set(task.bank.reads) - set(told) - {"state"})
     if missing:
         raise ValueError(
             f"task {chosen} reads {', '.join(missing)}, but {spec.id} tells "
@@ -271,6 +342,17 @@ def _check_task(name: str | None, spec: EnvSpec, held: Dataset | None) -> None:
             f"task {chosen} is to reach a goal, but {spec.id} gives none: choose another task, "
             "such as --task reward"
         )
+    if not task.has_cost:
+        return
+    quantities = {
+        name: torch.zeros(1, size) for name, size in (told | {"state": latent_dim}).items()
+    }
+    discrete = isinstance(spec.action_space, Discrete)
+    action = torch.zeros(1, dtype=torch.int64) if discrete else torch.zeros(1, spec.action_dim)
+    try:
+        task.bank.values(quantities, action)
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
+        raise ValueError(f"task {chosen} does not fit {spec.id}: {error}") from error
 
 
 def _spec_of(env: str, env_options: dict[str, Any] | None) -> EnvSpec:
@@ -317,7 +399,7 @@ def _collected(data: Path, collection: Collection) -> bool:
         return False
     # A kill can leave the note of a collection behind: one that had all its shards, or a round's,
     # which the round begins again.
-    (data / "collecting.json").unlink(missing_ok=True)
+    (data / COLLECTING).unlink(missing_ok=True)
     return True
 
 
@@ -327,21 +409,22 @@ def _bfloat16(precision: Precision, device: torch.device) -> bool:
     return precision == "bfloat16"
 
 
-def _task(name: str | None, folder: RunFolder, held: Dataset) -> Task:
+def _task(name: str | None, folder: RunFolder, held: Dataset, *, trust: bool) -> Task:
     """The run's task; decided once, and kept in the run folder."""
-    if folder.task.is_file():
-        return read_task(str(folder.task))
+    if name == str(folder.task):
+        return read_task(name, trust=trust)
     chosen = name or task_for(held.spec.id)
     if chosen is None:
         chosen = "reach" if held.has_goals else "reward"
     if chosen == "reward":
-        rewards = np.asarray(held.arrays("rewards"))
-        task = task_from_reward(
-            float(rewards.min()), float(rewards.max()), terminates=bool(held.terminal().any())
+        task = task_from_reward(np.asarray(held.arrays("rewards")), held.terminal())
+        logger.info(
+            "cost: learned from the environment's reward, for want of a hard-wired one; an "
+            "episode's end by the task is taken for a %s",
+            task.end,
         )
-        logger.info("cost: learned from the environment's reward, for want of a hard-wired one")
     else:
-        task = REACH if chosen == "reach" else read_task(chosen)
+        task = REACH if chosen == "reach" else read_task(chosen, trust=trust)
         logger.info("task: %s (%s)", chosen, ", ".join(task.terms))
     if ranks.rank() == 0:
         folder.write_text(folder.task, task_yaml(replace(task, env=held.spec.id)))
@@ -382,10 +465,24 @@ def _report_check(
 def _finish(
     folder: RunFolder, course: Course, latents: LatentData, metrics: Metrics, seconds: float
 ) -> None:
-    """Diagnostics, and what the training took."""
+    """Diagnostics, and what the training took.
+
+    All but the gradient agreement are computed on the data that were trained on: they say what is
+    wrong with a model, not how good it is on episodes that it has not seen. `evaluate` does.
+
+    Args:
+        folder: the run.
+        course: what has been trained.
+        latents: every observation of the data, encoded.
+        metrics: where the diagnostics are logged; it knows of legs before an interruption.
+        seconds: wall-clock time of the last leg.
+    """
     jepa, readouts, held = course.jepa, course.readouts, course.held
     quantities = quantities_of(held, jepa.device)
-    spent = {"environment_steps": environment_steps(held), "train_seconds": seconds}
+    spent = {
+        "environment_steps": environment_steps(held),
+        "train_seconds": metrics.before + seconds,
+    }
     generator = torch.Generator().manual_seed(course.plan.seed * 1000 + 3)
     agent = build_agent(
         jepa,
@@ -404,7 +501,10 @@ def _finish(
     metrics.log("diagnostics", steps, report)
     folder.write_json("diagnostics.json", report)
     folder.write_json("training.json", spent)
-    pictures.training_curves(folder.path / "metrics.jsonl", folder.path / "training.png")
+    try:
+        pictures.training_curves(folder.metrics, folder.path / "training.png")
+    except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        logger.warning("the curves cannot be drawn: %s", error)  # the run is whole without them
     folder.snapshot.unlink(missing_ok=True)
 
 
@@ -415,29 +515,45 @@ def _agreement(agent: Agent, spec: EnvSpec, seed: int, starts: int = 4) -> dict[
         return {}
     try:
         envs.make(spec.id, **spec.options).close()
-    except ValueError:  # recorded data whose simulator is elsewhere
+    except (ValueError, ImportError):  # recorded data whose simulator is elsewhere
         return {}
     horizons = sorted({max(1, horizon // 4), max(1, horizon // 2), horizon})
+    first = HELD_OUT_SEED - 100_000 + 1000 * (seed % 100)  # never held out, whatever the seed
     return gradient_agreement(
         agent,
         lambda count: envs.make(spec.id, count, **spec.options),
-        [900_000 + 1000 * seed + k for k in range(starts)],
+        [first + k for k in range(starts)],
         torch.Generator().manual_seed(seed),
         horizons=horizons,
     )
 
 
-def open_data(data: Path, env: str | None, env_options: dict[str, Any] | None) -> Dataset:
+def open_data(
+    data: Path,
+    env: str | None,
+    env_options: Mapping[str, Any] | None,
+    *,
+    trust: bool = False,
+) -> Dataset:
     """Open a data set to train on; None takes the data's own environment, or its own options.
 
     Raises:
-        ValueError: it comes from another environment, or from held-out episodes.
+        ValueError: it comes from another environment, or from held-out episodes; or its environment
+            is code from outside of `forethought` that is neither named by `env` nor trusted.
     """
     held = Dataset.open(data)
     own = held.spec
+    if not trust:
+        named = own.to_json()
+        if env is not None and own.id == env:
+            del named["id"]
+        if env_options is not None and own.options == env_options:
+            del named["options"]
+        refuse_strangers(named, data / "index.json")
     env = own.id if env is None else env
     options = dict(own.options if env_options is None else env_options)
-    if own.id != env.rpartition(":")[2] or dict(own.options) != options:
+    name = env.rpartition(":")[2]
+    if own.id not in (env, name) or dict(own.options) != options:
         raise ValueError(
             f"data set {data} holds {held.spec.id} with options {dict(held.spec.options)}, but env "
             f"is {env} with options {options}: give the data's own --env and --env-options"

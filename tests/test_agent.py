@@ -173,7 +173,6 @@ def agent_of(
     *,
     cost: Cost | None = None,
     mode: Any = 2,
-    replan_every: int = 1,
     policy: Policy | None = None,
     task: Task = REACH,
     readouts: Readouts | None = None,
@@ -181,7 +180,7 @@ def agent_of(
 ) -> Agent:
     cost = cost or Cost(horizon=6)
     planner = planner or Gradient(starts=4, iterations=12)
-    configurator = Configurator(cost, task, 1.0, mode, replan_every)
+    configurator = Configurator(cost, task, 1.0, mode)
     return Agent(exact(), configurator, planner, readouts, critic, policy)
 
 
@@ -455,8 +454,9 @@ def test_wrong_costs_are_refused(wrong: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("replan_every", [0, 7])
 def test_a_plan_is_not_carried_out_beyond_its_end(replan_every: int) -> None:
-    with pytest.raises(ValueError, match=f"replan_every is {replan_every}"):
-        agent_of(replan_every=replan_every)
+    with pytest.raises(ValueError, match=f"cost.replan_every is {replan_every}"):
+        Cost(horizon=6, replan_every=replan_every)
+    assert Cost(horizon=6, replan_every=6).replan_every == 6
 
 
 def test_the_setting_has_one_row_per_problem() -> None:
@@ -583,7 +583,7 @@ def test_the_rest_of_the_last_plan_is_proposed() -> None:
 
 def test_replan_every() -> None:
     planner = Repeating()
-    agent = agent_of(planner, replan_every=3)
+    agent = agent_of(planner, cost=Cost(horizon=6, replan_every=3))
     carried = begin(agent, points(2, 1))
     sent = []
     for step in range(7):

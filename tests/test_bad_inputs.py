@@ -284,6 +284,26 @@ BAD = {
         "altitude | position, | choose another task",
         task_file("Tolerance", quantity="altitude"),
     ),
+    "a component that is not there": Bad(
+        f"{TRAIN_LINE} --check --task own.yaml",
+        "own.yaml does not fit forethought/DoubleIntegrator-v0 | 'position[9]' is not there",
+        task_file("Tolerance", quantity="position[9]"),
+    ),
+    "a component that the data have not": Bad(
+        f"{TRAIN_LINE} --data DATA --task own.yaml",
+        "own.yaml does not fit forethought/DoubleIntegrator-v0 | 'position[9]' is not there",
+        task_file("Tolerance", quantity="position[9]"),
+    ),
+    "a centre of another size": Bad(
+        f"{TRAIN_LINE} --task own.yaml",
+        "own.yaml does not fit | centre has 5 numbers | give as many",
+        task_file("KeepOut", quantity="position", centre=[0.0] * 5),
+    ),
+    "effort of discrete actions": Bad(
+        f"{TRAIN_POLE} --task own.yaml",
+        "own.yaml does not fit CartPole-v1 | have no effort: leave that term out",
+        task_file("Effort"),
+    ),
     "misspelt term": Bad(
         f"{TRAIN_LINE} --task own.yaml",
         "own.yaml | Tolerence",

@@ -19,7 +19,7 @@ from torch import nn
 import forethought
 from forethought.agent import Cost, Distillation
 from forethought.build import Collection, Model, Round, Stages
-from forethought.cli import VERBS, main
+from forethought.cli import VERBS, how_to_go_on, main
 from forethought.completion import completion
 from forethought.demo import demo
 from forethought.describing import data
@@ -401,6 +401,7 @@ def test_every_argument_of_the_model() -> None:
         {"planner": {"class_path": "forethought.planners.CEM", "init_args": {"elites": 3}}},
         {"env": "forethought/TwoRooms-v0", "env_options": {"layout": "fixed", "limit": 1.5}},
         {"env": "ALE/Breakout-v5", "device": "auto", "threads": None, "betas": [0.9, 0.999]},
+        {"planner": "CEM", "perception": {"class_path": "AutoPerception"}, "rate": "1.5e-3"},
     ],
 )
 def test_our_own_configurations_are_no_strangers(config: Any) -> None:
@@ -412,6 +413,29 @@ def test_our_own_configurations_are_no_strangers(config: Any) -> None:
 def test_strangers_are_found_wherever_they_hide(value: str, place: Any) -> None:
     with pytest.raises(ValueError, match="--trust"):
         refuse_strangers(place(value), Path("config.yaml"))
+
+
+@pytest.mark.parametrize("value", ["123.Planner", "evil-.Planner", "Nobody", "CEM ", "1.5"])
+@pytest.mark.parametrize("key", ["class_path", "planner", "collection.policy", "terms"])
+def test_where_a_class_is_named_only_known_ones_pass(key: str, value: str) -> None:
+    for config in ({key: value}, {"a": [{key: [value]}]}):
+        with pytest.raises(ValueError, match="--trust"):
+            refuse_strangers(config, Path("config.yaml"))
+
+
+def test_what_to_say_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run, planner in (("mine", "CEM"), ("theirs", "evil-.Planner")):
+        Path(run).mkdir()
+        Path(run, "config.yaml").write_text(f"planner: {{class_path: {planner}}}\n")
+    Path("own.yaml").write_text("run: mine\n")
+    begin = "; go on with: forethought train --resume --run"
+    assert how_to_go_on("train", ["--config", "own.yaml"]) == f"{begin} mine"
+    assert how_to_go_on("train", ["--config=own.yaml", "--run=theirs"]) == f"{begin} theirs --trust"
+    assert how_to_go_on("train", ["--config=two-rooms"]) == ""
+    term = "terms: {a: {term: {class_path: evilmod.Mind}}}\n"
+    Path("mine/task.yaml").write_text(term)
+    assert how_to_go_on("train", ["--run", "mine"]) == f"{begin} mine --trust"
 
 
 def test_python_calls_a_verb_like_the_shell(tmp_path: Path) -> None:

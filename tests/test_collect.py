@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from env_contract import assert_same
 
+import forethought
 from forethought.envs import (
     HELD_OUT_SEED,
+    Dataset,
     Episode,
     Greedy,
     Policy,
@@ -20,7 +24,9 @@ from forethought.envs import (
     Smooth,
     collect,
     make,
+    resumable,
 )
+from forethought.training import UNTIL
 
 
 def gather(num_envs: int, episodes: int, policy: Policy, first_seed: int = 100) -> list[Episode]:
@@ -279,3 +285,109 @@ def test_policies_are_named_and_interchangeable() -> None:
     names = [policy.name for policy in (Random(), Smooth(), Scripted(), Greedy())]
     assert names == ["random", "smooth", "scripted", "greedy"]
     assert all(issubclass(kind, Policy) for kind in (Random, Smooth, Scripted, Greedy))
+
+
+# --- The verb: a number of decisions, and a kill in between.
+
+
+class KilledError(BaseException):
+    """As a SIGKILL, nobody catches it."""
+
+
+ROOMS = ["--env=forethought/TwoRooms-v0", "--env-options.episode-limit=6"]
+WANTED = ["--collection.decisions=60", "--collection.num-envs=2"]
+
+
+def collect_by_verb(folder: Path, *words: str) -> int:
+    steps: int = forethought.call("collect", [str(folder), *ROOMS, *words])
+    return steps
+
+
+def killed_at_shard(monkeypatch: pytest.MonkeyPatch, number: int, folder: Path) -> None:
+    """Collect until a shard is to be written, and is not."""
+    write, times = resumable.write_shard, itertools.count(1)
+
+    def killed(*given: Any) -> Any:
+        if next(times) == number:
+            raise KilledError
+        return write(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resumable, "write_shard", killed)
+        with pytest.raises(KilledError):
+            collect_by_verb(folder, *WANTED)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resumable, "default_shard", lambda *_: 2)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("shard", [1, 2, 4])
+@pytest.mark.parametrize("before", [False, True])
+def test_decisions_after_a_kill_end_where_they_were_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int, before: bool
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut) if before else ():
+        collect_by_verb(folder, "--collection.episodes=4")
+    wanted = collect_by_verb(whole, *WANTED)
+    killed_at_shard(monkeypatch, shard, cut)
+    assert collect_by_verb(cut, *WANTED) == wanted
+    one, other = Dataset.open(whole), Dataset.open(cut)
+    for name in ("seed", "actions", "observations"):
+        np.testing.assert_array_equal(one.arrays(name), other.arrays(name))
+    assert {path.name for path in whole.iterdir()} == {path.name for path in cut.iterdir()}
+    assert collect_by_verb(cut, *WANTED) >= wanted + 60  # not cut: as many again
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_decisions_that_were_all_there_at_the_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    with monkeypatch.context() as patch:
+        unlink = Path.unlink
+
+        def noted(path: Path, missing_ok: bool = False) -> None:
+            if path.name == UNTIL:
+                kept.append(path.read_text())
+                raise KilledError
+            unlink(path, missing_ok)
+
+        patch.setattr(Path, "unlink", noted)
+        with pytest.raises(KilledError):
+            collect_by_verb(tmp_path, *WANTED)
+    steps = Dataset.open(tmp_path).steps
+    assert json.loads(kept[0])["begin"] == 0
+    assert collect_by_verb(tmp_path, *WANTED) == steps
+    assert not (tmp_path / UNTIL).exists()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_another_collection_than_the_one_that_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_at_shard(monkeypatch, 1, tmp_path)  # nothing of it is there: no trace
+    assert collect_by_verb(tmp_path, "--collection.decisions=12", "--seed=5") >= 12
+    before = Dataset.open(tmp_path).episodes
+    killed_at_shard(monkeypatch, 3, tmp_path)
+    for words in (["--collection.decisions=61"], ["--seed=1"], ["--collection.episodes=3"]):
+        with pytest.raises(ValueError, match=rf"interrupted.* was .*, is .*delete {UNTIL} and"):
+            collect_by_verb(tmp_path, *WANTED, *words)
+    assert Dataset.open(tmp_path).episodes == before + 4
+    (tmp_path / UNTIL).write_text("{")
+    with pytest.raises(ValueError, match=f"{UNTIL} is damaged"):
+        collect_by_verb(tmp_path, *WANTED)
+
+
+def test_a_collection_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with pytest.raises(ValueError, match="unknown"):
+        collect_by_verb(folder, *WANTED, "--env-options.no-such=1")
+    assert not folder.exists()
+    collect_by_verb(folder, *WANTED)
+    with pytest.raises(ValueError, match="use another folder"):
+        collect_by_verb(folder, *WANTED, "--env-options.episode-limit=7")
+    assert not (folder / UNTIL).exists()

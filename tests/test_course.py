@@ -185,7 +185,8 @@ def test_rounds_want_data_of_their_own(
 def test_quantities_are_those_of_the_data_and_what_was_paid(rounds: Path) -> None:
     data = Dataset.open(rounds / "data")
     told = quantities_of(data, torch.device("cpu"))
-    assert set(told) == {"position", "velocity", "reward"}  # nothing ever terminated here
+    assert set(told) == {"position", "velocity", "reward", "terminated"}
+    assert not told["terminated"].any()  # nothing ever terminated here, and might in a later round
     row = 0
     for index in range(data.episodes):
         episode = data.episode(index)
@@ -225,6 +226,14 @@ def test_environment_steps_are_those_before_action_repeat(pendulum: Path) -> Non
     assert json.loads((pendulum / "training.json").read_text())["environment_steps"] == 36
     (found,) = [line for line in metrics_of(pendulum) if line["stage"] == "collect"]
     assert found["environment_steps"] == 36
+
+
+def test_act_tells_environment_steps(pendulum: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    (outcome,) = forethought.call("act", [str(pendulum)])
+    repeat = Dataset.open(pendulum / "data").spec.action_repeat
+    assert repeat > 1
+    assert f"after {outcome.decisions * repeat} environment steps" in caplog.text
 
 
 def test_the_critic_is_saved_and_loaded(pendulum: Path) -> None:
@@ -279,8 +288,8 @@ def test_discrete_actions_from_data_to_deed(cartpole: Path) -> None:
     assert set(task["terms"]) == {"reward", "ended"}
     assert set(loaded.readouts.sizes) == {"observation", "reward", "terminated"}
     outcomes = forethought.call("act", [str(cartpole), "--episodes=2"])
-    assert all(1 <= outcome.steps <= 20 for outcome in outcomes)
-    assert all(outcome.return_ == outcome.steps for outcome in outcomes)
+    assert all(1 <= outcome.decisions <= 20 for outcome in outcomes)
+    assert all(outcome.return_ == outcome.decisions for outcome in outcomes)
 
 
 def test_terminations_are_told_and_read(cartpole: Path) -> None:
@@ -518,7 +527,8 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_bits(
     seen = {(line["stage"], line["step"]): line for line in metrics_of(run)}
     assert seen.keys() - {("collect", 1)} == known.keys() - {("collect", 1)}
     for key, line in seen.items():
-        assert line | {"steps_per_second": 0} == known[key] | {"steps_per_second": 0}
+        clock = {"steps_per_second": 0, "seconds": 0}
+        assert line | clock == known[key] | clock
 
 
 @pytest.mark.slow

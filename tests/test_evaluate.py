@@ -117,13 +117,13 @@ def scripted(noise: float = 0.0) -> PolicyController:
 
 
 def core(outcomes: list[Outcome]) -> list[tuple[Any, ...]]:
-    return [(o.seed, o.success, o.return_, o.steps) for o in outcomes]
+    return [(o.seed, o.success, o.return_, o.decisions) for o in outcomes]
 
 
 def test_one_outcome_per_seed_in_order_whatever_ran_beside_it() -> None:
     alone = run_episodes(rooms(1), scripted(), SEEDS)
     assert [outcome.seed for outcome in alone] == SEEDS
-    assert len({outcome.steps for outcome in alone}) > 4
+    assert len({outcome.decisions for outcome in alone}) > 4
     assert all(outcome.success for outcome in alone)
     for num_envs in (7, 16):
         assert core(run_episodes(rooms(num_envs), scripted(), SEEDS)) == core(alone)
@@ -161,18 +161,20 @@ def test_finished_episodes_get_no_further_decision() -> None:
     controller = Watching()
     outcomes = run_episodes(rooms(5), controller, SEEDS)
     assert len(controller.decisions) == len(SEEDS)
-    assert list(controller.decisions.values()) == [outcome.steps for outcome in outcomes]
-    assert [len(outcome.decision_seconds) for outcome in outcomes] == [o.steps for o in outcomes]
+    assert list(controller.decisions.values()) == [outcome.decisions for outcome in outcomes]
+    assert [len(outcome.decision_seconds) for outcome in outcomes] == [
+        o.decisions for o in outcomes
+    ]
 
 
 def test_success_is_the_word_of_the_environment() -> None:
     """With `last`, nothing ever terminates; with `touch` and no time, nothing succeeds."""
     outcomes = run_episodes(rooms(8, success="last", episode_limit=40), scripted(), SEEDS[:8])
     assert all(outcome.success for outcome in outcomes)
-    assert {outcome.steps for outcome in outcomes} == {40}
+    assert {outcome.decisions for outcome in outcomes} == {40}
     outcomes = run_episodes(rooms(8, episode_limit=2), scripted(), SEEDS[:8])
     assert not any(outcome.success for outcome in outcomes)
-    assert {outcome.steps for outcome in outcomes} == {2}
+    assert {outcome.decisions for outcome in outcomes} == {2}
 
 
 def test_termination_without_success_is_no_success() -> None:
@@ -192,7 +194,7 @@ def test_without_a_criterion_there_is_no_success() -> None:
     env = envs.make("MountainCarContinuous-v0", 2, max_episode_steps=3)
     policy = PolicyController(envs.Random(), env.single_action_space, np.random.default_rng(0))
     outcomes = run_episodes(env, policy, [0, 1, 2])
-    assert [(o.success, o.steps) for o in outcomes] == [(None, 3)] * 3
+    assert [(o.success, o.decisions) for o in outcomes] == [(None, 3)] * 3
     assert all(outcome.return_ < 0 for outcome in outcomes)
     row = summarise(outcomes)
     assert set(row) == {"episodes", "return_mean", "ci95_low", "ci95_high"}
@@ -211,7 +213,7 @@ def test_on_step_sees_what_the_decision_was_made_from() -> None:
         rooms(4), scripted(), SEEDS[:4], on_step=on_step, on_progress=finished.append
     )
     counted = [sum(index == row for index, _ in seen) for row in range(4)]
-    assert counted == [outcome.steps for outcome in outcomes]
+    assert counted == [outcome.decisions for outcome in outcomes]
     assert sum(finished) == 4
 
 

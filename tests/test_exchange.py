@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from gymnasium import spaces
 
 from forethought.envs import (
+    HELD_OUT_SEED,
     Dataset,
     EnvSpec,
     Episode,
@@ -293,6 +295,32 @@ def test_actions_that_are_refused(
     with pytest.raises(ValueError, match=message):
         import_episodes(tmp_path / "data", two_episodes(actions), **options)
     assert left_behind(tmp_path) == []
+
+
+def test_seeds_that_would_be_held_out_are_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Recordings have no evaluation of ours, and `train` refuses held-out seeds."""
+    arrays = own_layout()
+    seeds = np.array([7, HELD_OUT_SEED, 9, 3])
+    data = import_arrays(tmp_path / "data", **{**arrays, "seeds": seeds})
+    assert data.arrays("seed").tolist() == [0, 1, 2, 3]
+    assert "numbered from 0" in caplog.text
+    kept = import_arrays(tmp_path / "kept", **{**arrays, "seeds": np.minimum(seeds, 10**6 - 1)})
+    assert kept.arrays("seed").tolist() == [7, HELD_OUT_SEED - 1, 9, 3]
+    # With a spec the seeds are the environment's: what is held out stays so.
+    same = import_arrays(
+        tmp_path / "same",
+        **{**arrays, "seeds": seeds},
+        spec=data.spec,
+        action_low=-2,
+        action_high=5,
+    )
+    assert same.arrays("seed").tolist() == seeds.tolist()
+    record = {"observations": np.zeros((3, 2)), "actions": np.eye(2)}
+    listed = [{**record, "seed": 5}, {**record, "seed": 2**31}, record]
+    told = import_episodes(tmp_path / "listed", listed)
+    assert told.arrays("seed").tolist() == [0, 1, 2]
 
 
 # --- Episodes, and data of an environment that is here.
@@ -661,7 +689,7 @@ def test_minari_is_refused_in_a_sentence(
     for name in ("both", "both-v", "../both-v0", "a b-v0"):
         with pytest.raises(ValueError, match="give NAME-v0"):
             export_minari(tmp_path / "data", name)
-    storage = sys.modules["minari.dataset._storages.hdf5_storage"].HDF5Storage
+    storage = import_module("minari.dataset._storages.hdf5_storage").HDF5Storage
 
     def fail(*_: Any) -> None:
         raise OSError("no space left")

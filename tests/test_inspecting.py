@@ -20,6 +20,8 @@ import forethought
 from forethought.cli import main
 from forethought.envs import Dataset, describe, options_of
 from forethought.listing import known_environments, matching
+from forethought.pictures import training_curves
+from forethought.run_folder import Metrics, RunFolder, read_metrics
 from forethought.showing import table_of
 
 LINE = "forethought/DoubleIntegrator-v0"
@@ -229,6 +231,43 @@ def test_a_run(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["Mode-2", "CEM", "10", "50", "%", "40", "to", "60", "1.00", "2.00"] in shown
     assert "task: reach the goal; an end is a failure" in out
     assert "32 environment steps" in out
+
+
+def test_metrics_survive_a_line_that_was_cut(tmp_path: Path) -> None:
+    """A full disk or a power cut leaves half a line; what is logged afterwards is a whole one."""
+    folder = RunFolder(tmp_path)
+    with Metrics(folder) as metrics:
+        metrics.log("joint", 1, {"loss": 2.0})
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"stage": "joint", "step": 2, "lo\0\xff')
+    with Metrics(folder) as metrics:
+        metrics.log("joint", 3, {"loss": 1.0})
+        metrics.log("joint", 4, {"loss": 0.5, "new": 1.0})
+    assert [line["step"] for line in read_metrics(folder.metrics)] == [1, 3, 4]
+    assert len(folder.metrics.read_bytes().split(b"\n")) == 5  # no empty lines
+    training_curves(folder.metrics, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_a_cut_line_hides_nothing(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (two / "one/metrics.jsonl").open("a") as file:
+        file.write('{"stage": "joi\n{"stage": "collect", "step": 1, "return": 12.5}\n')
+    assert ["1", "12.5"] in lines_of(told(capsys, "show", "one"))
+
+
+def test_the_seconds_of_a_training_count_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("forethought.run_folder.time.perf_counter", lambda: clock[0])
+    folder = RunFolder(tmp_path)
+    for leg, (stage, took) in enumerate((("joint", 30.0), ("distill", 5.0), ("joint", 4.0))):
+        with Metrics(folder) as metrics:
+            assert metrics.before == (0 if leg == 0 else 30)  # what distils is no training
+            clock[0] += took
+            metrics.log(stage, leg, {"loss": 1.0})
+        clock[0] += 1000  # nobody trains
+    assert [line["seconds"] for line in read_metrics(folder.metrics)] == [30, 35, 34]
 
 
 def test_a_run_that_did_not_finish(two: Path, capsys: pytest.CaptureFixture[str]) -> None:

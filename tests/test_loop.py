@@ -187,7 +187,7 @@ def test_an_agent_goes_the_shortest_way_round_the_ring() -> None:
     for outcome in outcomes:
         start, goal = np.random.default_rng(outcome.seed).choice(CELLS, 2, replace=False)
         assert outcome.success
-        assert outcome.steps == min((goal - start) % CELLS, (start - goal) % CELLS)
+        assert outcome.decisions == min((goal - start) % CELLS, (start - goal) % CELLS)
 
 
 def test_a_policy_distilled_from_plans_goes_the_shortest_way() -> None:
@@ -541,8 +541,8 @@ def test_observations_and_goals_may_be_mappings() -> None:
     agent = agent_of(Gradient(starts=4, iterations=12))
     plain = run_episodes(Plane(4), AgentController(agent, seeded()), list(range(8)))
     named = run_episodes(Named(Plane(4)), AgentController(agent, seeded()), list(range(8)))
-    assert [(o.seed, o.success, o.steps) for o in named] == [
-        (o.seed, o.success, o.steps) for o in plain
+    assert [(o.seed, o.success, o.decisions) for o in named] == [
+        (o.seed, o.success, o.decisions) for o in plain
     ]
     assert all(outcome.success for outcome in named)
 

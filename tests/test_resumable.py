@@ -16,7 +16,7 @@ import pytest
 from env_contract import assert_same
 
 from forethought.envs import Dataset, Policy, Random, Scripted, collect, collect_to, make, spec_of
-from forethought.envs.resumable import COLLECTING, default_shard
+from forethought.envs.resumable import COLLECTING, default_shard, unfinished_episodes
 
 ROOMS = "forethought/TwoRooms-v0"
 FIELDS: dict[str, Any] = {"options": {"episode_limit": 8}, "num_envs": 4, "episodes_per_shard": 3}
@@ -92,6 +92,17 @@ def test_a_collection_that_wrote_nothing_leaves_no_trace(tmp_path: Path) -> None
         collect_to(tmp_path, ROOMS, Random(), 8, on_progress=stop_after(1), **FIELDS)
     collect_to(tmp_path, ROOMS, Random(), 5, seed=3, **FIELDS)
     assert Dataset.open(tmp_path).episodes == 5
+
+
+def test_an_unfinished_collection_has_a_shard(tmp_path: Path) -> None:
+    assert unfinished_episodes(tmp_path) is None
+    for after, left in ((1, None), (4, 8)):
+        with pytest.raises(StopError):
+            collect_to(tmp_path, ROOMS, Random(), 8, on_progress=stop_after(after), **FIELDS)
+        assert (tmp_path / COLLECTING).exists()
+        assert unfinished_episodes(tmp_path) == left
+    collect_to(tmp_path, ROOMS, Random(), 8, **FIELDS)
+    assert unfinished_episodes(tmp_path) is None
 
 
 def test_workers_write_the_same_files(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ import yaml
 from safetensors.torch import load_file
 
 import forethought
-from forethought import running
+from forethought import running, training
 from forethought.cli import main
-from forethought.envs import Dataset
+from forethought.envs import HELD_OUT_SEED, Dataset
 from forethought.planners import CEM, Gradient
+from forethought.run_folder import Metrics, read_metrics
 
 TINY = [
     "--collection.episodes=24",
@@ -291,9 +292,9 @@ def test_act_writes_a_video(tiny: Path, tmp_path: Path, mode: int, ending: str) 
     words = [str(tiny), f"--video={video}", f"--mode={mode}", "--env-options.episode-limit=3"]
     (outcome,) = forethought.call("act", words)
     assert outcome.seed == 1_000_000
-    assert outcome.steps <= 3
+    assert outcome.decisions <= 3
     frames = list(iio.imiter(video))
-    assert len(frames) == outcome.steps
+    assert len(frames) == outcome.decisions
     assert frames[0].shape == (256, 256, 3)
     assert frames[0].std() > 5
 
@@ -472,12 +473,21 @@ def test_a_users_own_environment(own: Path) -> None:
         "./planner.yaml",
         "planner.yaml",
         {"class_path": "forethought.planners.CEM", "init_args": {"data": "own_parts.Mine"}},
+        {"class_path": "own-parts.Mine"},
+        {"class_path": "123.Mine"},
+        {"class_path": "Nobodys"},
+        "own-parts.Mine",
+        "123.Mine",
+        "planner",
     ],
 )
 def test_no_spelling_gets_a_strangers_code_imported(
     own: Path, copy: Path, planner: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (own / "planner.yaml").write_text("class_path: own_parts.Mine\n")
+    for name in ("planner.yaml", "planner"):
+        (own / name).write_text("class_path: own_parts.Mine\n")
+    for name in ("own-parts.py", "123.py"):
+        (own / name).write_text(OWN)
     edit(copy, planner=planner)
     for words in ((), ("--trust=false",)):
         said = refusal(capsys, "act", str(copy), *words)
@@ -504,3 +514,244 @@ def test_the_environment_of_a_checkpoint_is_checked_too(
 def test_a_run_may_lie_anywhere(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(copy, run="C:/some.where/my runs", data=None)
     assert main(["act", str(copy), "--env-options.episode-limit=1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": "planner"},
+        {"model": "planner"},
+        {"planner.class_path": "own_parts.Mine"},
+        {"run": {"planner": "own_parts.Mine"}},
+        {"task": {"planner": "own-parts.Mine"}},
+        {"data": [{"planner": "own_parts.Mine"}]},
+    ],
+)
+@pytest.mark.parametrize("words", [("act", "copy"), ("train", "--resume", "--run=copy")])
+def test_no_key_of_a_configuration_imports_strangers(
+    own: Path, copy: Path, change: Any, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "planner").write_text("planner: {class_path: own_parts.Mine}\n")
+    (own / "own-parts.py").write_text(OWN)
+    edit(copy, trust=True, **change)
+    assert "code from outside of forethought: add --trust" in refusal(capsys, *words)
+    assert not (own / "imported").exists()
+
+
+LINE = ["--env=forethought/DoubleIntegrator-v0", "--env-options.episode-limit=8"]
+TERM = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from forethought.agent import IntrinsicTerm
+
+Path("imported").touch()
+
+
+@dataclass(frozen=True)
+class Mind(IntrinsicTerm):
+    def __call__(self, quantities, action):
+        return action.abs().mean(-1).clamp_max(1)
+"""
+
+
+def unfinished(run: Path) -> Path:
+    """A run as if training had been killed after its data were there."""
+    for name in ("model.safetensors", "training.json", "diagnostics.json"):
+        (run / name).unlink(missing_ok=True)
+    return run
+
+
+@pytest.fixture
+def stranger(own: Path) -> Iterator[Path]:
+    """A working directory with an unfinished run and a stranger's modules."""
+    (own / "evilmod.py").write_text(TERM)
+    forethought.call("train", [*LINE, *TINY, "--run=run"])
+    unfinished(own / "run")
+    yield own
+    sys.modules.pop("evilmod", None)
+
+
+RESUME = ("train", "--resume", "--run=run")
+
+
+def test_resuming_reads_no_strangers_task(
+    stranger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = "terms: {a: {term: {class_path: evilmod.Mind}}}\n"
+    (stranger / "run/task.yaml").write_text(task)
+    edit(stranger / "run", trust=True)
+    for words in ((), ("--trust=false",), ("--trust", "false")):
+        assert "names 'evilmod.Mind'" in refusal(capsys, *RESUME, *words)
+    assert not (stranger / "imported").exists()
+    (stranger / "run/task.yaml").unlink()  # nor where the configuration leads elsewhere
+    (stranger / "evil.yaml").write_text(task)
+    edit(stranger / "run", task="evil.yaml")
+    assert "names 'evilmod.Mind'" in refusal(capsys, *RESUME)
+    assert not (stranger / "imported").exists()
+    assert main([*RESUME, "--trust", "true"]) == 0
+    assert (stranger / "imported").exists()
+
+
+def rename_env(data: Path, env: str) -> None:
+    path = data / "index.json"
+    content = path.read_text()
+    assert content.count("forethought/DoubleIntegrator-v0") == 1
+    path.write_text(content.replace("forethought/DoubleIntegrator-v0", env))
+
+
+def test_resuming_makes_no_strangers_environment(
+    stranger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename_env(stranger / "run/data", "evilmod:X-v0")
+    assert "names 'evilmod:X-v0'" in refusal(capsys, *RESUME)
+    shutil.move(stranger / "run/data", stranger / "foreign")
+    edit(stranger / "run", data="foreign", env=None, env_options=None, trust=True)
+    assert "names 'evilmod:X-v0'" in refusal(capsys, *RESUME)
+    said = refusal(capsys, "train", "--data=foreign", "--run=new", *TINY)
+    assert "names 'evilmod:X-v0'" in said
+    assert "--trust" in said
+    assert not (stranger / "imported").exists()
+    assert not (stranger / "new").exists()
+
+
+def test_an_environment_of_ones_own_may_be_named_or_trusted(own: Path) -> None:
+    words = ["data", "--env=own_parts:Own-v0", "--collection.episodes=4"]
+    forethought.call("collect", words)
+    forethought.call("train", [*TINY, "--data=data", "--env=own_parts:Own-v0", "--run=one"])
+    forethought.call("train", [*TINY, "--data=data", "--trust", "--run=two"])
+    with pytest.raises(ValueError, match="names 'own_parts:Own-v0'"):
+        forethought.call("train", [*TINY, "--data=data", "--run=three"])
+
+
+def test_a_task_file_of_ones_own_goes_with_the_run(own: Path) -> None:
+    """`config.yaml` names the file; what counts is the run's task.yaml, without --trust."""
+    (own / "my.task.yaml").write_text("terms: {a: {term: Effort}}\ngoal: true\n")
+    forethought.call("train", [*LINE, *TINY, "--task=my.task.yaml", "--run=run"])
+    (own / "my.task.yaml").unlink()
+    assert len(forethought.call("act", ["run", "--env-options.episode-limit=2"])) == 1
+    kept = (own / "run/task.yaml").read_text()
+    unfinished(own / "run")
+    forethought.call("train", ["--resume", "--run=run"])
+    assert (own / "run/task.yaml").read_text() == kept
+    assert len(forethought.call("act", ["run", "--env-options.episode-limit=2"])) == 1
+
+
+def test_trust_with_a_space(own: Path) -> None:
+    words = [word for word in TINY if not word.startswith("--planner")]
+    words += ["--planner=own_parts.Mine", "--planner.candidates=4"]
+    forethought.call("train", [*LINE, *words, "--run=mine"])
+    short = ["--env-options.episode-limit=2"]
+    assert len(forethought.call("act", ["mine", *short, "--trust", "true"])) == 1
+    with pytest.raises(ValueError, match=r"own_parts\.Mine"):
+        forethought.call("act", ["mine", *short, "--trust", "false"])
+    with pytest.raises(ValueError, match=r"own_parts\.Mine"):
+        forethought.call("act", ["mine", *short, "--trust", "--no-trust"])
+
+
+# --- what has to fit together
+
+
+def test_a_critic_keeps_its_discount(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "mine.yaml").write_text("terms: {a: {term: Effort}}\n")
+    words = ["--task=mine.yaml", "--stages.critic-from=0", "--cost.discount=0.7", "--run=run"]
+    forethought.call("train", [*LINE, *TINY, *words])
+    for verb in ("evaluate", "act", "distill"):
+        said = refusal(capsys, verb, "run", "--cost.discount=0.9")
+        assert "cost.discount is 0.9, but the critic of run was trained with 0.7" in said
+        assert "--cost.critic 0" in said
+    short = ["--env-options.episode-limit=2"]
+    assert len(forethought.call("act", ["run", *short, "--cost.discount=0.7"])) == 1
+    words = ["--cost.discount=0.9", "--cost.critic=0"]
+    assert len(forethought.call("act", ["run", *short, *words])) == 1
+
+
+def test_what_lies_in_run_data_is_checked(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forethought.call("collect", ["run/data", *LINE, "--collection.episodes=24"])
+    other = ["--env=forethought/DoubleIntegrator-v0", "--env-options.episode-limit=9"]
+    for env in (other, ["--env=CartPole-v1"]):
+        said = refusal(capsys, "train", *env, *TINY, "--run=run")
+        assert f"data set {Path('run/data')} holds forethought/DoubleIntegrator-v0" in said
+        assert not (own / "run/config.yaml").exists()
+    forethought.call("train", [*LINE, *TINY, "--run=run"])
+
+
+def test_a_stage_without_steps_needs_no_windows(own: Path) -> None:
+    words = ["--stages.predictor.steps=0", "--stages.predictor.unroll=16"]
+    forethought.call("train", [*LINE, *TINY, *words, "--run=run"])
+    assert (own / "run/model.safetensors").is_file()
+
+
+# --- how a training ends
+
+
+def test_a_cut_line_of_metrics_keeps_no_run_from_its_end(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full: half a line, and nothing after it until there was room again."""
+    log, lines = Metrics.log, iter(range(100))
+
+    def cut(self: Metrics, *given: Any) -> None:
+        if next(lines) == 1:
+            with Path("run/metrics.jsonl").open("a") as file:
+                file.write('{"stage": "predictor", "st')
+            raise OSError(28, "No space left on device")
+        log(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", cut)
+        with pytest.raises(OSError, match="No space"):
+            forethought.call("train", [*LINE, *TINY, "--run=run"])
+    (spent,) = [line["seconds"] for line in read_metrics(own / "run/metrics.jsonl")]
+    monkeypatch.setattr("forethought.training.time.perf_counter", lambda: 0.0)
+    forethought.call("train", ["--resume", "--run=run"])
+    assert json.loads((own / "run/training.json").read_text())["train_seconds"] >= spent > 0
+    assert (own / "run/training.png").is_file()
+    assert not (own / "run/snapshot.safetensors").exists()
+
+
+def test_a_picture_that_fails_keeps_no_run_from_its_end(
+    own: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("forethought.pictures.training_curves", fail)
+    forethought.call("train", [*LINE, *TINY, "--run=run"])
+    assert "the curves cannot be drawn: no fonts" in caplog.text
+    assert not (own / "run/snapshot.safetensors").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 99, 100, 123_456])
+def test_diagnostics_use_no_held_out_seeds(
+    tiny: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, told = forethought.load(tiny), list[int]()
+
+    def listen(agent: Any, make: Any, seeds: list[int], *_: Any, **__: Any) -> dict[str, float]:
+        told.extend(seeds)
+        return {}
+
+    monkeypatch.setattr(training, "gradient_agreement", listen)
+    training._agreement(trained.agent, trained.spec, seed)
+    assert told == [900_000 + 1000 * (seed % 100) + k for k in range(4)]
+    assert max(told) < HELD_OUT_SEED
+
+
+def test_a_plan_may_be_carried_out_for_several_decisions(
+    tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = forethought.load(tiny)
+    assert trained.agent.configurator.cost.replan_every == 1
+    made = []
+    for every in (1, 3):
+        seen = list[Any]()
+        with pytest.MonkeyPatch.context() as patch:
+            plan = Gradient.plan
+            patch.setattr(
+                Gradient, "plan", lambda *g, p=plan, s=seen, **n: (s.append(1), p(*g, **n))[1]
+            )
+            words = [f"--cost.replan-every={every}", "--env-options.episode-limit=6"]
+            (outcome,) = forethought.call("act", [str(tiny), *words])
+        made.append((outcome.decisions, len(seen)))
+    assert made == [(6, 6), (6, 2)]

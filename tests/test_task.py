@@ -119,9 +119,16 @@ def test_wrong_tasks_are_refused(wrong: dict[str, Any], message: str) -> None:
 # --- tasks made of rewards
 
 
+def seen(lowest: float, highest: float, *, terminates: bool) -> Task:
+    """The task of one episode that begins and ends on its lowest reward."""
+    return task_from_reward(
+        np.array([lowest, highest, lowest]), np.array([False, False, terminates])
+    )
+
+
 def test_rewards_that_vary() -> None:
     """Pendulum pays -16 to 0: the best imaginable lies as far above 0 as that above the worst."""
-    task = task_from_reward(-16.0, 0.0, terminates=False)
+    task = seen(-16.0, 0.0, terminates=False)
     assert dict(task.terms) == {"reward": TaskTerm(Shortfall("reward", worst=-16.0, best=16.0))}
     assert not task.goal
     assert task.has_cost
@@ -130,18 +137,18 @@ def test_rewards_that_vary() -> None:
 
 def test_rewards_that_vary_and_episodes_that_end() -> None:
     """After the end nothing is paid, so zero counts; who was paid before does not want to end."""
-    task = task_from_reward(1.0, 3.0, terminates=True)
+    task = seen(1.0, 3.0, terminates=True)
     assert task.terms["reward"].term == Shortfall("reward", worst=0.0, best=5.0)
     assert task.terms["ended"].term == Shortfall("terminated", worst=1.0, best=0.0)
     assert task.end == "failure"
-    charged = task_from_reward(-3.0, -1.0, terminates=True)
+    charged = seen(-3.0, -1.0, terminates=True)
     assert dict(charged.terms) == {"reward": TaskTerm(Shortfall("reward", worst=-3.0, best=1.0))}
     assert charged.end == "success"
 
 
 def test_a_constant_wage_for_staying_alive() -> None:
     """CartPole: +1 for every step, so all there is to learn from is the end, which is a failure."""
-    task = task_from_reward(1.0, 1.0, terminates=True)
+    task = seen(1.0, 1.0, terminates=True)
     assert task.end == "failure"
     assert set(task.terms) == {"reward", "ended"}
     assert task.bank.reads == ("reward", "terminated")
@@ -154,41 +161,53 @@ def test_a_constant_wage_for_staying_alive() -> None:
 
 def test_a_constant_charge_until_the_end() -> None:
     """MountainCar: -1 for every step, so an end is what is wanted."""
-    task = task_from_reward(-1.0, -1.0, terminates=True)
+    task = seen(-1.0, -1.0, terminates=True)
     assert task.end == "success"
     assert dict(task.terms) == {"reward": TaskTerm(Shortfall("reward", worst=-1.0, best=0.0))}
 
 
 def test_a_charge_that_vanishes_at_the_end() -> None:
     """-1 for every step but the last one, which is free: an end is what is wanted."""
-    task = task_from_reward(-1.0, 0.0, terminates=True)
+    task = seen(-1.0, 0.0, terminates=True)
     assert task.end == "success"
     assert dict(task.terms) == {"reward": TaskTerm(Shortfall("reward", worst=-1.0, best=1.0))}
+
+
+@pytest.mark.parametrize(("step", "goal"), [(0.0, 1.0), (-0.1, 100.0), (1.0, 5.0)])
+def test_an_end_that_is_paid_is_a_success(step: float, goal: float) -> None:
+    """A goal that ends the episode with a reward is not to be avoided."""
+    rewards = np.array([step, step, step, goal])
+    task = task_from_reward(rewards, np.array([False, False, False, True]))
+    assert task.end == "success"
+    assert set(task.terms) == {"reward"}
+    read = {"reward": torch.tensor([[step], [goal]])}
+    on_the_way, there = task.bank.values(read, torch.zeros(2, 1)).flatten().tolist()
+    assert there < on_the_way - 0.2
 
 
 @pytest.mark.parametrize("reward", [1.0, 0.0, -1.0])
 def test_nothing_can_be_learnt_from_a_constant_reward_without_an_end(reward: float) -> None:
     with pytest.raises(ValueError, match=rf"every reward in the data is {reward} .* \(--task\)"):
-        task_from_reward(reward, reward, terminates=False)
+        seen(reward, reward, terminates=False)
 
 
 @pytest.mark.parametrize("lowest", [float("nan"), float("-inf")])
 def test_rewards_that_are_not_finite_are_refused(lowest: float) -> None:
     with pytest.raises(ValueError, match=f"worst is {lowest} .* both finite"):
-        task_from_reward(lowest, 1.0, terminates=False)
+        seen(lowest, 1.0, terminates=False)
 
 
 def test_rewards_of_every_kind_give_a_task_that_can_be_kept(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for index in range(20):
         lowest, highest = (float(x) for x in np.sort(rng.normal(0, 10.0, 2)))
-        task = task_from_reward(lowest, highest, terminates=bool(index % 2))
+        task = seen(lowest, highest, terminates=bool(index % 2))
         assert read_task(written(tmp_path / "t.yaml", task), trust=False) == task
         term = task.terms["reward"].term
         assert isinstance(term, Shortfall)
         assert term.worst <= lowest < highest <= term.best
     for lowest, highest in ((1.0, 1.0), (-1.0, -1.0), (0.0, 1.0)):
-        task = task_from_reward(lowest, highest, terminates=True)
+        task = seen(lowest, highest, terminates=True)
         assert read_task(written(tmp_path / "t.yaml", task), trust=False) == task
 
 
@@ -277,10 +296,19 @@ def test_a_term_of_ones_own_comes_back_where_it_is_trusted(tmp_path: Path) -> No
             "class_path": "Jointly",
             "init_args": {"terms": [{"class_path": "os.system"}], "shares": [1.0]},
         },
+        {"class_path": "123.Term"},
+        {"class_path": "evil-.Term"},
+        {"class_path": "Jointly", "init_args": {"terms": ["1.5"], "shares": [1.0]}},
     ],
 )
 def test_no_place_hides_code_of_strangers(place: dict[str, Any], tmp_path: Path) -> None:
     path = written(tmp_path / "task.yaml", yaml.safe_dump({"terms": {"a": {"term": place}}}))
+    with pytest.raises(ValueError, match="code from outside of forethought"):
+        read_task(path, trust=False)
+
+
+def test_the_environment_of_a_task_hides_no_code(tmp_path: Path) -> None:
+    path = written(tmp_path / "task.yaml", "goal: true\nenv: {term: {class_path: os.system}}\n")
     with pytest.raises(ValueError, match="code from outside of forethought"):
         read_task(path, trust=False)
 

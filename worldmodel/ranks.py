@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 def start(backend: str) -> None:
     """Join the process group that `torchrun` describes in the environment, if it started us."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group(backend)
+        # Rank 0 collects while the others wait, which may take longer than the usual timeout.
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
 
 
 def world() -> int:

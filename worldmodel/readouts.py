@@ -8,6 +8,7 @@ what is read from predicted states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -50,11 +51,16 @@ class Readouts(nn.Module):
         parts = torch.split(self.std, list(self.sizes.values()))
         return bool((dict(zip(self.sizes, parts, strict=True))[name] > 0).any())
 
-    def standardise_by(self, quantities: Mapping[str, Tensor]) -> None:
+    def standardise_by(self, quantities: Mapping[str, Tensor], *, anew: bool = True) -> None:
         """Set the unit in which errors are measured from values `(N, n)`.
 
         A component that never varies is read as its constant. Values that are not a number are
         unknown and count nowhere.
+
+        Args:
+            quantities: named values.
+            anew: set all components; else only those that did not vary when they were set, and may
+                have begun to: a sparse reward that was met for the first time.
         """
         if not self.sizes:
             return
@@ -62,8 +68,10 @@ class Readouts(nn.Module):
         # A component that is unknown everywhere is read as zero.
         mean = values.nanmean(0).nan_to_num(0.0)
         std = (values - mean).square().nanmean(0).sqrt().nan_to_num(0.0)
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(_varies(mean, std), std, 0))
+        std = torch.where(_varies(mean, std), std, 0)
+        changed = torch.ones_like(std, dtype=torch.bool) if anew else self.std == 0
+        self.mean.copy_(torch.where(changed, mean, self.mean))
+        self.std.copy_(torch.where(changed, std, self.std))
 
     def error(self, states: Tensor, quantities: Mapping[str, Tensor]) -> Tensor:
         """Mean squared error in standard deviations, of states `(..., D)` and values `(..., n)`."""
@@ -102,15 +110,21 @@ class Readouts(nn.Module):
         if not self.sizes:
             return
         length = min(unroll, int(data.remaining.max()))
-        starts = data.starts(length)
+        # Windows may reach beyond an episode's end, where nothing is known: short episodes count.
+        starts = data.starts(1)
         span = torch.arange(length + 1, device=starts.device)
+        rows = len(data.states) - 1
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             index = data.draw(starts, batch, generator)[:, None] + span
+            beyond = (data.remaining[index[:, 0], None] < span)[:, :, None]
+            index = index.clamp(max=rows)
             with torch.no_grad():
                 states = data.states[index]
                 predicted = model.rollout(states[:, 0], data.actions[index[:, :-1]])
-            true = {name: quantities[name][index] for name in self.sizes}
+            true = {
+                name: quantities[name][index].masked_fill(beyond, math.nan) for name in self.sizes
+            }
             encoded = self.error(states, true)
             imagined = self.error(predicted, {name: q[:, 1:] for name, q in true.items()})
             return encoded + imagined, {"encoded": encoded, "imagined": imagined}

@@ -91,7 +91,13 @@ class CriticStage:
 
 
 def lambda_returns(
-    costs: Tensor, values: Tensor, terminal: Tensor, end: Tensor, discount: float, trace: float
+    costs: Tensor,
+    values: Tensor,
+    terminal: Tensor,
+    end: Tensor,
+    discount: float,
+    trace: float,
+    last: Tensor | None = None,
 ) -> Tensor:
     """TD(lambda) targets of (1 - gamma) TC, computed backwards (Sutton and Barto 2018, eq. 12.20).
 
@@ -106,6 +112,8 @@ def lambda_returns(
         end: e_end, the terms' lasting value after a termination, `(n,)`.
         discount: gamma per decision.
         trace: lambda.
+        last: steps that are the last of their episodes, `(B, T)` bool, behind which a window holds
+            nothing: they bootstrap, or end. None where windows lie inside of episodes.
 
     Returns:
         Targets for the states before each step, `(B, T, n)`.
@@ -114,6 +122,8 @@ def lambda_returns(
     targets: list[Tensor] = []
     for t in reversed(range(costs.shape[1])):
         ahead = (1 - trace) * values[:, t] + trace * target
+        if last is not None:
+            ahead = torch.where(last[:, t, None], values[:, t], ahead)
         ahead = torch.where(terminal[:, t, None], end, ahead)
         target = (1 - discount) * costs[:, t] + discount * ahead
         targets.append(target)
@@ -149,16 +159,22 @@ def train_critic(
         snapshot: see `fit`.
     """
     length = min(stage.window, int(data.remaining.max()))
-    starts = data.starts(length)
+    # Windows may reach beyond an episode's end, where they are masked: else short episodes, which
+    # are the failures, and the last steps of all would hardly be seen.
+    starts = data.starts(1)
     span = torch.arange(length, device=costs.device)
+    rows = len(data.states) - 1
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             for old, new in zip(critic.slow.parameters(), critic.layers.parameters(), strict=True):
                 old.lerp_(new, stage.target_rate)
-            chosen = data.draw(starts, stage.batch, generator)
-            states, actions = data.windows(chosen, length)
-            index = chosen[:, None] + span
+            index = data.draw(starts, stage.batch, generator)[:, None] + span
+            left = data.remaining[index[:, 0], None] - span  # actions left, this one among them
+            index = index.clamp(max=rows)
+            states = data.states[torch.cat((index, (index[:, -1:] + 1).clamp(max=rows)), 1)]
+            actions = data.actions[index]
+            valid = left > 0
             predicted = model.rollout(states[:, 0], actions)[:, :-1]
             targets = lambda_returns(
                 costs[index],
@@ -167,11 +183,12 @@ def train_critic(
                 end,
                 critic.discount,
                 stage.trace,
+                left == 1,
             )
-        encoded = (critic.average(states[:, :-1]) - targets).square().mean()
+        encoded = _masked_error(critic.average(states[:, :-1]), targets, valid)
         if length == 1:
             return encoded, {"encoded": encoded}
-        imagined = (critic.average(predicted) - targets[:, 1:]).square().mean()
+        imagined = _masked_error(critic.average(predicted), targets[:, 1:], valid[:, 1:])
         return encoded + imagined, {"encoded": encoded, "imagined": imagined}
 
     fit(
@@ -182,3 +199,10 @@ def train_critic(
         on_step=on_step,
         snapshot=snapshot,
     )
+
+
+def _masked_error(told: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error over the steps that are `valid` `(B, T)`, of values `(B, T, n)`."""
+    # Masked before it is squared: what lies beyond an end may be no number, nor may its gradient.
+    error = torch.where(valid[..., None], told - targets, 0.0).square().mean(-1)
+    return error.sum() / valid.sum().clamp_min(1)

@@ -74,7 +74,7 @@ def import_arrays(
             to keep: `(N+E, n)`, or `(N, n)` beside `N` observations without `next_observations`.
         goals: `(E, *O)`, or a mapping from names to such arrays.
         success: `(E,)`.
-        seeds: `(E,)`; else the episode's number.
+        seeds: `(E,)`; else the episode's number. See `ImportOptions` on those of 10^6 and above.
         **options: As for `import_episodes`.
 
     Returns:
@@ -178,6 +178,9 @@ class _FlatEpisodes(EpisodeSource):
     def actions(self, index: int) -> Array:
         _, begin, end = self.spans[index]
         return self.taken[begin:end]
+
+    def seed(self, index: int) -> Any:
+        return None if self.seeds is None else self.seeds[self.spans[index][0]]
 
     def where(self, index: int) -> str:
         number, begin, end = self.spans[index]

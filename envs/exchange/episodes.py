@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from typing import Any, TypedDict, Unpack
 import gymnasium
 from numpy.typing import NDArray
 
+from forethought.envs.collect import HELD_OUT_SEED
 from forethought.envs.dataset import Dataset
 from forethought.envs.episode import Episode, entries
 from forethought.envs.exchange.actions import ActionCode, Bound, code_of, columns
@@ -21,6 +23,8 @@ from forethought.envs.index import write_shard
 from forethought.envs.spec import EnvSpec
 
 Array = NDArray[Any]
+
+logger = logging.getLogger(__name__)
 
 _SHARD_BYTES = 2**27  # of observations: pictures fill a shard before the episodes are many
 
@@ -32,6 +36,11 @@ class ImportOptions(TypedDict, total=False):
     become `action_low` and `action_high` among the options of the data set's spec, and
     `unscale_actions` undoes it. Whole numbers are discrete actions. Observations of uint8 are
     stored as they are, everything else as float32. Pictures are stored channels first.
+
+    Seeds are kept. But those of 10^6 and above are held out for evaluation, and recordings have no
+    evaluation of ours: where one has such a seed and there is no `spec`, all episodes are numbered
+    from 0, and their own seeds are forgotten. With a `spec` the seeds are the environment's, and
+    training refuses held-out ones: leave the seeds out if they mean something else.
 
     Attributes:
         env_id: Name of the source, such as `own/arm` (default `own/data`), that no environment of
@@ -75,6 +84,10 @@ class EpisodeSource(ABC):
     def record(self, index: int) -> Mapping[str, Any]:
         """An episode, with the fields of `import_episodes`."""
 
+    def seed(self, index: int) -> Any:
+        """Seed of an episode, None where it has none; those of our own exports do not matter."""
+        return None
+
     def where(self, index: int) -> str:
         """Which episode it is, in the words of messages."""
         return f"episode {index}"
@@ -92,6 +105,9 @@ class _Listed(EpisodeSource):
 
     def record(self, index: int) -> Mapping[str, Any]:
         return self._episodes[index]
+
+    def seed(self, index: int) -> Any:
+        return self._episodes[index].get("seed")
 
 
 def import_episodes(
@@ -131,13 +147,22 @@ def store(folder: str | Path, source: EpisodeSource, **options: Unpack[ImportOpt
     if per_shard < 1:
         raise ValueError(f"episodes_per_shard is {per_shard}: it must be at least 1")
     conversion = _conversion(source, options)
+    renumbered = options.get("spec") is None and _has_held_out_seeds(source)
+    if renumbered:
+        logger.warning(
+            "some seeds are %d or above, which means held out here: episodes are numbered from 0",
+            HELD_OUT_SEED,
+        )
     on_progress = options.get("on_progress")
     with new_folder(Path(folder)) as target:
         batch: list[Episode] = []
         size = 0
         for index in range(len(source)):
             with _named(source, index):
-                episode = conversion.episode(source.record(index), index)
+                record = source.record(index)
+                if renumbered:
+                    record = {**record, "seed": index}
+                episode = conversion.episode(record, index)
             batch.append(episode)
             size += sum(array.nbytes for array in entries("", episode.observations).values())
             if len(batch) == per_shard or size >= _SHARD_BYTES or index == len(source) - 1:
@@ -201,6 +226,15 @@ def _conversion(source: EpisodeSource, options: ImportOptions) -> Conversion:
         options=code.options,
     )
     return Conversion(spec, code, channels_last, policy, exact=False)
+
+
+def _has_held_out_seeds(source: EpisodeSource) -> bool:
+    for index in range(len(source)):
+        with _named(source, index):
+            seed = source.seed(index)
+            if seed is not None and int(seed) >= HELD_OUT_SEED:
+                return True
+    return False
 
 
 def _actions(source: EpisodeSource) -> Iterator[Array]:

@@ -112,7 +112,8 @@ def import_minari(
 
     One that `export_minari` wrote comes back as it was. Of others, actions are mapped to [-1, 1]
     from the bounds of their space, nested observations get names such as `arm.joints`, episodes
-    are numbered by their seeds, and a `success` among the infos is that of the last step.
+    are numbered from 0, whatever their seeds were, and a `success` among the infos is that of the
+    last step.
 
     Args:
         dataset_id: Minari's id.
