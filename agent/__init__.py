@@ -40,6 +40,7 @@ from forethought.agent.loop import (
     PolicyController,
     run_episodes,
 )
+from forethought.agent.memory import Moments, ShortTermMemory
 from forethought.agent.task import REACH, Task, TaskTerm, task_from_reward
 
 __all__ = [
@@ -62,11 +63,13 @@ __all__ = [
     "Jointly",
     "KeepOut",
     "Mode",
+    "Moments",
     "Outcome",
     "Policy",
     "PolicyController",
     "Posture",
     "Setting",
+    "ShortTermMemory",
     "Shortfall",
     "Speed",
     "Task",

@@ -9,6 +9,7 @@ from forethought.worldmodel.diagnostics import diagnose, effective_rank, latent_
 from forethought.worldmodel.fit import NonFiniteLossError, OnStep, fit
 from forethought.worldmodel.jepa import JEPA, Actions
 from forethought.worldmodel.latents import LatentData, encode_dataset
+from forethought.worldmodel.memory import Entries, Memory, MemoryConfig
 from forethought.worldmodel.objective import Losses, Objective, action_error
 from forethought.worldmodel.perception import (
     AutoPerception,
@@ -33,11 +34,14 @@ __all__ = [
     "JEPA",
     "Actions",
     "AutoPerception",
+    "Entries",
     "GRUPredictor",
     "ImagePerception",
     "JointStage",
     "LatentData",
     "Losses",
+    "Memory",
+    "MemoryConfig",
     "MixedPerception",
     "NonFiniteLossError",
     "Objective",
