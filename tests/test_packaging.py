@@ -66,7 +66,8 @@ def installed_names(files: list[Path]) -> set[str]:
     """Return where the wheel must hold each of the repository's modules and configurations."""
     names = set()
     for file in files:
-        shipped = file.suffix == ".py" or (file.parts[0] == "configs" and file.suffix == ".yaml")
+        data = file.parts[0] == "configs" and file.suffix in {".yaml", ".json", ".safetensors"}
+        shipped = file.suffix == ".py" or data
         if shipped and file.parts[0] in ROOMS:
             names.add(f"forethought/{file.as_posix()}")
         elif shipped and file.parts[0] == "forethought":
