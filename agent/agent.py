@@ -165,10 +165,18 @@ class Agent:
         )
 
     def think(self, carried: AgentState) -> Plan:
-        """Mode-2: plan from the current belief, with the rest of the last plan as a start."""
+        """Mode-2: plan from the current belief.
+
+        The rest of the last plan is among the starts and, where the planner has room for it, what
+        the policy would do.
+        """
         belief = carried.belief
         if belief is None:
             raise ValueError("nothing was observed yet: call `act`, which calls this")
-        proposals = None if carried.plan is None else carried.plan.unsqueeze(1)
         problem = self.problem(carried.setting, belief)
+        starts = [] if carried.plan is None else [carried.plan]
+        if self.policy is not None:
+            context = carried.setting.context
+            starts.append(self.policy.rollout(self.model, belief, context, problem.horizon)[0])
+        proposals = torch.stack(starts[: self.planner.room], dim=1) if starts else None
         return self.planner.plan(problem, proposals=proposals, generator=carried.generator)

@@ -68,6 +68,11 @@ class CEM(Planner):
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum = {self.momentum}; choose it in [0, 1)")
 
+    @property
+    def room(self) -> int:
+        """Most proposals that `plan` takes."""
+        return self.candidates
+
     @torch.no_grad()
     def plan(
         self,

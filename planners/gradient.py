@@ -65,6 +65,11 @@ class Gradient(Planner):
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}; give two in [0, 1)")
 
+    @property
+    def room(self) -> int:
+        """Most proposals that `plan` takes."""
+        return self.starts
+
     def plan(
         self,
         problem: Problem,

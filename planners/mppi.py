@@ -55,6 +55,11 @@ class MPPI(Planner):
         if not 0.0 <= self.correlation < 1.0:
             raise ValueError(f"correlation = {self.correlation}; choose it in [0, 1)")
 
+    @property
+    def room(self) -> int:
+        """Most proposals that `plan` takes."""
+        return self.candidates
+
     @torch.no_grad()
     def plan(
         self,

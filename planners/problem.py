@@ -266,6 +266,11 @@ class Plan:
 class Planner(ABC):
     """Minimises the energy of problems. Implementations are frozen records of hyperparameters."""
 
+    @property
+    def room(self) -> int | None:
+        """Most proposals that `plan` takes; None without a limit."""
+        return None
+
     @abstractmethod
     def plan(
         self,

@@ -34,6 +34,11 @@ class RandomShooting(Planner):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; give at least 1")
 
+    @property
+    def room(self) -> int:
+        """Most proposals that `plan` takes."""
+        return self.candidates
+
     @torch.no_grad()
     def plan(
         self,

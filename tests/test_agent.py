@@ -796,3 +796,35 @@ def test_the_agent_is_frozen() -> None:
         with pytest.raises(AttributeError):
             setattr(record, name, None)
     assert replace(agent, planner=CEM()).planner == CEM()
+
+
+@pytest.mark.parametrize(("starts", "given"), [(1, 1), (2, 2), (5, 2)])
+def test_the_policys_roll_out_is_among_the_starts_where_there_is_room(
+    starts: int, given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the rest of the last plan, then what the policy would do."""
+    seen: list[Tensor | None] = []
+    plan = Gradient.plan
+
+    def watched(self: Gradient, problem: Any, *, proposals: Tensor | None, **more: Any) -> Any:
+        seen.append(proposals)
+        return plan(self, problem, proposals=proposals, **more)
+
+    monkeypatch.setattr(Gradient, "plan", watched)
+    agent = agent_of(Gradient(starts=starts, iterations=1), cost=Cost(horizon=3))
+    agent = replace(agent, policy=Policy(agent.model.latent_dim, agent.model.action_dim))
+    env = np.zeros((2, 2), np.float32)
+    carried = agent.start(2, goal=env + 1, generator=torch.Generator().manual_seed(0))
+    _, carried = agent.act(carried, env)
+    _, after = agent.act(carried, env)
+    assert seen[0] is not None
+    assert seen[0].shape[1] == 1  # no plan yet, so the policy's alone
+    assert seen[1] is not None
+    assert seen[1].shape[1] == given
+    assert carried.plan is not None
+    assert torch.equal(seen[1][:, 0], carried.plan)
+    if given == 2:
+        assert agent.policy is not None
+        assert after.belief is not None
+        rolled, _ = agent.policy.rollout(agent.model, after.belief, after.setting.context, 3)
+        assert torch.equal(seen[1][:, 1], rolled.detach())
