@@ -35,6 +35,10 @@ class Cost:
     critic: float = 1.0
     replan_every: int = 1
 
+    def per_decision(self, seconds: float) -> float:
+        """Gamma per decision, where `seconds` pass between two decisions."""
+        return float(self.discount**seconds)
+
     def __post_init__(self) -> None:
         if self.horizon < 1:
             raise ValueError(f"cost.horizon is {self.horizon}: plan at least 1 step")
@@ -104,7 +108,7 @@ class Configurator:
     @property
     def discount(self) -> float:
         """Gamma per decision."""
-        return float(self.cost.discount**self.decision_seconds)
+        return self.cost.per_decision(self.decision_seconds)
 
     def configure(self, goal: Tensor | None, batch: int, device: torch.device) -> Setting:
         """The setting of B problems, with goal states `(B, D)` where the task has a goal.

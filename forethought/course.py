@@ -129,7 +129,7 @@ class Course:
                 f"{', '.join(sizes) or 'no quantities'}: choose another task or other data"
             )
         self.readouts = build_readouts(self.jepa, sizes, seed)
-        self.discount = self.plan.cost.discount**self.held.spec.control_step_seconds
+        self.discount = self.plan.cost.per_decision(self.held.spec.control_step_seconds)
         stage = self.plan.stages.critic
         wanted = self.task.has_cost and self.plan.cost.critic and stage.steps
         wanted = wanted and self.plan.stages.critic_from <= self.plan.rounds

@@ -193,7 +193,7 @@ def _check_discount(cost: Cost, discount: float, seconds: float, folder: RunFold
     Raises:
         ValueError: they differ, and the critic counts.
     """
-    if cost.critic and not math.isclose(cost.discount**seconds, discount, rel_tol=1e-6):
+    if cost.critic and not math.isclose(cost.per_decision(seconds), discount, rel_tol=1e-6):
         raise ValueError(
             f"cost.discount is {cost.discount}, but the critic of {folder.path} was trained with "
             f"{discount ** (1 / seconds):.6g}: choose that, or --cost.critic 0"
