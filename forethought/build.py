@@ -11,14 +11,22 @@ from gymnasium.spaces import Box, Discrete
 
 from forethought import envs
 from forethought.agent import (
+    Adjustment,
     Agent,
     Configurator,
     Cost,
     Critic,
     CriticStage,
+    GoalDistance,
+    GoalTerm,
     Mode,
     Policy,
+    Recall,
     Task,
+    TemporalCost,
+    TemporalDistance,
+    TemporalStage,
+    Thinking,
 )
 from forethought.envs import EnvSpec
 from forethought.planners import Planner
@@ -26,12 +34,15 @@ from forethought.worldmodel import (
     JEPA,
     Actions,
     AutoPerception,
+    BeliefStage,
+    Correction,
     JointStage,
     Perception,
     Predictor,
     PredictorStage,
     Readouts,
     ResidualMLP,
+    is_normalised,
 )
 
 
@@ -74,12 +85,15 @@ class Round:
             probability of a random one.
         share: share of every stage's steps that a round takes.
         last: the same for the last round.
+        joint_rate: factor of the joint stage's learning rate. Below 1 the encoder moves less from
+            round to round, and predictor, readouts and critic keep up with it.
     """
 
     episodes: int = 4
     noise: float = 0.1
     share: float = 0.5
     last: float = 1.0
+    joint_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -87,6 +101,8 @@ class Round:
         for name in ("noise", "share", "last"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"round.{name} is {getattr(self, name)}: choose 0 or more, finite")
+        if not 0 < self.joint_rate < float("inf"):
+            raise ValueError(f"round.joint_rate is {self.joint_rate}: choose it above 0, finite")
 
 
 @dataclass(frozen=True)
@@ -97,11 +113,14 @@ class Model:
         perception: encoder class.
         predictor: predictor class.
         action_embedding: size of a learned embedding of discrete actions; 0 takes them one-hot.
+        recurrent: whether a belief is a prediction corrected by what is observed, trained in the
+            stage `belief`, instead of the encoded observation alone.
     """
 
     perception: Callable[[EnvSpec], Perception] = AutoPerception
     predictor: Callable[[int, int], Predictor] = ResidualMLP
     action_embedding: int = 0
+    recurrent: bool = False
 
     def __post_init__(self) -> None:
         if self.action_embedding < 0:
@@ -137,11 +156,14 @@ class Stages:
     Args:
         joint: perception and predictor together.
         predictor: the predictor alone, on cached latents.
+        belief: the correction of a recurrent belief.
         readouts: the heads that read named quantities.
         critic: the critic, where the task has an intrinsic cost.
         critic_from: first round that trains the critic. It predicts what follows from the behaviour
             in the data: in round 0 that is the first collection's, and what follows from random
             actions misleads a planner (LOG.md). 0 suits data of somebody who knew the task.
+        critic_members: critics in the ensemble, each of which leaves out some episodes.
+        temporal: TC(s, g), the number of decisions from a state to a goal; by default left out.
     """
 
     joint: JointStage = JointStage()  # noqa: RUF009 - frozen
@@ -149,10 +171,15 @@ class Stages:
     readouts: ReadoutStage = ReadoutStage()
     critic: CriticStage = CriticStage()  # noqa: RUF009 - frozen
     critic_from: int = 1
+    critic_members: int = 1
+    belief: BeliefStage = BeliefStage()  # noqa: RUF009 - frozen
+    temporal: TemporalStage = TemporalStage(steps=0)  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         if self.critic_from < 0:
             raise ValueError(f"stages.critic_from is {self.critic_from}: choose 0 or more")
+        if self.critic_members < 1:
+            raise ValueError(f"stages.critic_members is {self.critic_members}: choose 1 or more")
 
 
 def device_of(name: str) -> torch.device:
@@ -198,7 +225,11 @@ def build_model(model: Model, spec: EnvSpec, device: torch.device, seed: int) ->
             )
         perception = model.perception(spec)
         predictor = model.predictor(perception.latent_dim, actions.dim)
-        jepa = JEPA(perception, predictor, actions)
+        correction = None
+        if model.recurrent:
+            flat = is_normalised(perception, spec)
+            correction = Correction(perception.latent_dim, normalise=flat)
+        jepa = JEPA(perception, predictor, actions, correction)
     return jepa.to(device)
 
 
@@ -209,11 +240,35 @@ def build_readouts(jepa: JEPA, sizes: Mapping[str, int], seed: int) -> Readouts:
         return Readouts(jepa.latent_dim, sizes).to(jepa.device)
 
 
-def build_critic(jepa: JEPA, task: Task, discount: float, seed: int) -> Critic:
+def build_critic(jepa: JEPA, task: Task, discount: float, seed: int, members: int = 1) -> Critic:
     """A critic of the task's intrinsic terms, initialised from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
-        return Critic(jepa.latent_dim, len(task.terms), discount).to(jepa.device)
+        critic = Critic(jepa.latent_dim, len(task.terms), discount, members=members)
+        return critic.to(jepa.device)
+
+
+def build_temporal(jepa: JEPA, horizon: int, seed: int) -> TemporalDistance:
+    """TC(s, g) whose effective horizon 1 / (1 - gamma) is twice that of planning, from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 4)
+        return TemporalDistance(jepa.latent_dim, 1 - 0.5 / horizon).to(jepa.device)
+
+
+def goal_term_of(cost: Cost, temporal: TemporalDistance | None) -> GoalTerm:
+    """What tells how far a state is from the goal.
+
+    Raises:
+        ValueError: it is to be TC(s, g), which was not trained.
+    """
+    if cost.goal == "latent":
+        return GoalDistance()
+    if temporal is None:
+        raise ValueError(
+            "cost.goal is temporal, but TC(s, g) was not trained: train with "
+            "--stages.temporal.steps above 0"
+        )
+    return TemporalCost(temporal)
 
 
 def build_policy(jepa: JEPA, task: Task, seed: int) -> Policy:
@@ -237,10 +292,25 @@ def build_agent(
     critic: Critic | None = None,
     mode: Mode = 2,
     policy: Policy | None = None,
+    recall: Recall | None = None,
+    adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
+    thinking: Thinking = Thinking(),  # noqa: B008 - frozen
+    goal_term: GoalTerm | None = None,
 ) -> Agent:
     """An agent around trained modules, every gradient of theirs switched off."""
     for module in (jepa, readouts, critic):
         if module is not None:
             module.eval().requires_grad_(False)
-    configurator = Configurator(cost, task, spec.control_step_seconds, mode)
-    return Agent(jepa, configurator, planner, readouts, critic, policy)
+    configurator = Configurator(
+        cost, task, spec.control_step_seconds, mode, adjust=adjust, thinking=thinking
+    )
+    return Agent(
+        jepa,
+        configurator,
+        planner,
+        readouts,
+        critic,
+        policy,
+        recall,
+        GoalDistance() if goal_term is None else goal_term,
+    )

@@ -1,7 +1,9 @@
 """The course of a training: collect, then stage after stage, round after round; resumable.
 
-    round 0   data are there          -> joint -> predictor -> readouts -> critic -> checkpoint
-    round r   the agent collects      -> joint -> predictor -> readouts -> critic -> checkpoint
+    round 0   data are there      -> joint -> predictor -> heads -> checkpoint
+    round r   the agent collects  -> joint -> predictor -> heads -> checkpoint
+
+Heads are the belief's correction, readouts, critic and TC(s, g), as far as they are wanted.
 
 Every stage goes on from the weights of the round before. A snapshot is written when a stage begins
 and every half minute inside of it; after a kill the same course is walked again, and what was
@@ -23,8 +25,30 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor, nn
 
 from forethought import envs
-from forethought.agent import AgentPolicy, Cost, Critic, Task, train_critic
-from forethought.build import Round, Stages, build_agent, build_critic, build_readouts
+from forethought.agent import (
+    AgentPolicy,
+    Cost,
+    Critic,
+    CriticStage,
+    Recall,
+    Task,
+    TemporalDistance,
+    TemporalStage,
+    recollect,
+    remember_episodes,
+    terminations,
+    train_critic,
+    train_temporal,
+)
+from forethought.build import (
+    Round,
+    Stages,
+    build_agent,
+    build_critic,
+    build_readouts,
+    build_temporal,
+    goal_term_of,
+)
 from forethought.envs import Dataset
 from forethought.planners import Planner
 from forethought.run_folder import Metrics, RunFolder
@@ -37,8 +61,10 @@ from forethought.worldmodel import (
     Readouts,
     Snapshot,
     encode_dataset,
+    encoded_blank,
     ranks,
     save_checkpoint,
+    train_belief,
     train_joint,
     train_predictor,
 )
@@ -81,6 +107,7 @@ class Plan:
         round: how such a round goes.
         cost: how energies are summed up.
         planner: what the agent plans with.
+        recall: what the agent remembers, and what for.
         seed: seed of everything.
         bfloat16: whether the joint stage runs in bfloat16.
     """
@@ -91,6 +118,7 @@ class Plan:
     round: Round
     cost: Cost
     planner: Planner
+    recall: Recall
     seed: int
     bfloat16: bool = False
 
@@ -116,13 +144,14 @@ class Course:
     held: Dataset
     readouts: Readouts = field(init=False)
     critic: Critic | None = field(init=False)
+    temporal: TemporalDistance | None = field(init=False)
     _latents: LatentData | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         seed, rank = self.plan.seed, ranks.rank()
         device = self.jepa.device
         sizes = {name: value.shape[1] for name, value in quantities_of(self.held, device).items()}
-        missing = set(self.task.bank.reads) - set(sizes) - {"state"}
+        missing = set(self.task.reads) - set(sizes) - {"state"}
         if missing:
             raise ValueError(
                 f"the task reads {', '.join(sorted(missing))}, but the data hold "
@@ -138,7 +167,18 @@ class Course:
             wanted = 0
         elif self.task.has_cost and not wanted:
             logger.info("no critic: it would begin in round %d", self.plan.stages.critic_from)
-        self.critic = build_critic(self.jepa, self.task, self.discount, seed) if wanted else None
+        members = self.plan.stages.critic_members
+        self.critic = (
+            build_critic(self.jepa, self.task, self.discount, seed, members) if wanted else None
+        )
+        self.temporal = None
+        if self.task.goal and self.plan.stages.temporal.steps:
+            self.temporal = build_temporal(self.jepa, self.plan.cost.horizon, seed)
+        elif self.plan.cost.goal == "temporal":
+            raise ValueError(
+                "cost.goal is temporal, but TC(s, g) is not trained: choose stages.temporal.steps "
+                "above 0, and a task with a goal"
+            )
         self.generator = torch.Generator().manual_seed(seed * 1000 + rank)
         self.rng = np.random.default_rng([seed, 1, rank])
         # Directions are shared by all ranks, windows are not.
@@ -157,6 +197,8 @@ class Course:
             modules["readouts"] = self.readouts
         if self.critic is not None:
             modules["critic"] = self.critic
+        if self.temporal is not None:
+            modules["temporal"] = self.temporal
         self.snapshot = Snapshot(
             self.folder.snapshot,
             modules,
@@ -189,7 +231,7 @@ class Course:
     def _train(self, round_: int, metrics: Metrics) -> None:
         """All stages of one round."""
         stages = self.scaled(round_)
-        for module in (self.jepa, self.readouts, self.critic):
+        for module in (self.jepa, self.readouts, self.critic, self.temporal):
             if module is not None:
                 module.train().requires_grad_(True)
         if self.critic is not None:
@@ -198,74 +240,97 @@ class Course:
         quantities = quantities_of(self.held, device)
         if not self.snapshot.replaying:
             self.readouts.standardise_by(quantities, anew=round_ == 0)
-        self._stage(
-            round_,
-            metrics,
-            "joint",
-            stages.joint.steps,
-            lambda on_step: train_joint(
-                self.jepa,
-                self.objective,
-                self.held,
-                stages.joint,
-                self.rng,
-                on_step,
-                self.snapshot,
-                standardise=round_ == 0,
-                bfloat16=self.plan.bfloat16,
-            ),
-        )
-        self._latents = None
-        self._stage(
-            round_,
-            metrics,
-            "predictor",
-            stages.predictor.steps,
-            lambda on_step: train_predictor(
+        train: dict[str, Callable[[OnStep], None]] = {
+            "joint": lambda on_step: self._train_joint(round_, stages, on_step),
+            "predictor": lambda on_step: train_predictor(
                 self.jepa, self.latents, stages.predictor, self.generator, on_step, self.snapshot
             ),
-        )
-        how = stages.readouts
-        self._stage(
-            round_,
-            metrics,
-            "readouts",
-            how.steps if self.readouts.sizes else 0,
-            lambda on_step: self.readouts.fit(
+            "belief": lambda on_step: train_belief(
+                self.jepa,
+                self.latents,
+                encoded_blank(self.jepa, self.held.spec),
+                stages.belief,
+                self.generator,
+                on_step,
+                self.snapshot,
+            ),
+            "readouts": lambda on_step: self.readouts.fit(
                 self.jepa,
                 self.latents,
                 quantities,
                 self.generator,
-                steps=how.steps,
-                batch=how.batch,
-                unroll=how.unroll,
+                steps=stages.readouts.steps,
+                batch=stages.readouts.batch,
+                unroll=stages.readouts.unroll,
                 on_step=on_step,
                 snapshot=self.snapshot,
             ),
-        )
-        critic = self.critic
-        if critic is not None:
-            self._stage(
-                round_,
-                metrics,
-                "critic",
-                stages.critic.steps,
-                lambda on_step: train_critic(
-                    critic,
-                    self.jepa,
-                    self.latents,
-                    self.costs(quantities),
-                    torch.full((len(self.task.terms),), float(self.task.end == "failure")).to(
-                        device
-                    ),
-                    stages.critic,
-                    self.generator,
-                    on_step,
-                    self.snapshot,
-                ),
-            )
+            "critic": lambda on_step: self._train_critic(quantities, stages.critic, on_step),
+            "temporal": lambda on_step: self._train_temporal(stages.temporal, on_step),
+        }
+        there = {
+            "belief": self.jepa.correction is not None,
+            "readouts": bool(self.readouts.sizes),
+            "critic": self.critic is not None,
+            "temporal": self.temporal is not None,
+        }
+        for name, run in train.items():
+            if there.get(name, True):
+                steps = getattr(stages, name).steps
+                if name in ("critic", "temporal"):  # the cost that they learn from stays as it is
+                    with self.task.bank.unchanged(
+                        name, readouts=self.readouts, perception=self.jepa.perception
+                    ):
+                        self._stage(round_, metrics, name, steps, run)
+                else:
+                    self._stage(round_, metrics, name, steps, run)
+            if name == "joint":
+                self._latents = None
         if self.snapshot.enter(f"{round_}/done"):
             self.save(round_)
+
+    def _train_joint(self, round_: int, stages: Stages, on_step: OnStep) -> None:
+        train_joint(
+            self.jepa,
+            self.objective,
+            self.held,
+            stages.joint,
+            self.rng,
+            on_step,
+            self.snapshot,
+            standardise=round_ == 0,
+            bfloat16=self.plan.bfloat16,
+        )
+
+    def _train_critic(
+        self, quantities: Mapping[str, Tensor], stage: CriticStage, on_step: OnStep
+    ) -> None:
+        """From whole episodes, or from what a short-term memory keeps of each."""
+        assert self.critic is not None
+        data, costs = self.latents, self.costs(quantities)
+        if stage.source == "memory":
+            discrete = self.jepa.action_dim if self.jepa.actions.discrete else None
+            memory = remember_episodes(
+                self.plan.recall.memory, data, costs, discrete_actions=discrete
+            )
+            data, costs = recollect(memory, terminations(data))
+        train_critic(
+            self.critic,
+            self.jepa,
+            data,
+            costs,
+            self.task.lasting.to(self.jepa.device),
+            stage,
+            self.generator,
+            on_step,
+            self.snapshot,
+        )
+
+    def _train_temporal(self, stage: TemporalStage, on_step: OnStep) -> None:
+        assert self.temporal is not None
+        train_temporal(
+            self.temporal, self.jepa, self.latents, stage, self.generator, on_step, self.snapshot
+        )
 
     def _stage(
         self,
@@ -299,12 +364,15 @@ class Course:
         def shorter(stage: Any) -> Any:
             return replace(stage, steps=math.ceil(share * stage.steps))
 
-        return Stages(
-            shorter(stages.joint),
-            shorter(stages.predictor),
-            shorter(stages.readouts),
-            shorter(critic) if round_ > first else critic,
-            first,
+        rate = self.plan.round.joint_rate * stages.joint.learning_rate
+        return replace(
+            stages,
+            joint=replace(shorter(stages.joint), learning_rate=rate),
+            predictor=shorter(stages.predictor),
+            belief=shorter(stages.belief),
+            readouts=shorter(stages.readouts),
+            critic=shorter(critic) if round_ > first else critic,
+            temporal=shorter(stages.temporal),
         )
 
     @torch.no_grad()
@@ -334,6 +402,8 @@ class Course:
                 self.plan.planner,
                 readouts=self.readouts,
                 critic=self.trained_critic(round_ - 1),
+                recall=self.plan.recall,
+                goal_term=goal_term_of(self.plan.cost, self.temporal),
             )
             planning = torch.Generator().manual_seed(self.plan.seed * 1000 + 500 + round_)
             spec = self.held.spec
@@ -391,12 +461,17 @@ class Course:
             "seed": self.plan.seed,
             "readouts": self.readouts.sizes,
             "intrinsic_cost": self.task.bank.fingerprint(),
+            "intrinsic_cost_reads": self.task.bank.fingerprint(
+                readouts=self.readouts, perception=self.jepa.perception
+            ),
             "discount": None,
         }
         critic = self.trained_critic(round_)
         if critic is not None:
             modules["critic"] = critic
             meta["discount"] = self.discount
+        if self.temporal is not None:
+            modules["temporal"] = self.temporal
         save_checkpoint(self.folder.model, modules, meta)
 
 
