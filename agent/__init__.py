@@ -1,12 +1,20 @@
 """The agent: cost, configurator, actor, the perception-action step, distillation, evaluation."""
 
-from forethought.agent.actor import Policy, problem_of
-from forethought.agent.agent import Agent, AgentState
+from forethought.agent.actor import Recall, problem_of
+from forethought.agent.agent import Agent, AgentState, Mind
 from forethought.agent.agreement import gradient_agreement
-from forethought.agent.configurator import Configurator, Cost, Mode, Setting
+from forethought.agent.alarm import (
+    CostMonitor,
+    planning_gain,
+    realised_terms,
+    recorded_gaps,
+)
+from forethought.agent.configurator import Adjustment, Configurator, Cost, Mode, Setting
 from forethought.agent.cost import (
+    Aim,
     Critic,
     CriticStage,
+    DemonstrationStage,
     Effort,
     GoalDistance,
     GoalTerm,
@@ -14,19 +22,30 @@ from forethought.agent.cost import (
     IntrinsicTerm,
     Jointly,
     KeepOut,
+    LearnedCost,
     Posture,
     Shortfall,
     Speed,
+    TemporalCost,
+    TemporalDistance,
+    TemporalStage,
     Tolerance,
     Weighted,
+    calibration,
     lambda_returns,
+    learn_cost,
+    realised,
+    reweighting,
     train_critic,
+    train_temporal,
+    weighted,
 )
 from forethought.agent.distill import Distillation, distill, label
 from forethought.agent.evaluate import (
     Timing,
     bootstrap_mean,
     held_out_seeds,
+    price_for,
     summarise,
     time_decisions,
     violation_rate,
@@ -41,19 +60,32 @@ from forethought.agent.loop import (
     run_episodes,
 )
 from forethought.agent.memory import Moments, ShortTermMemory
+from forethought.agent.policy import Policy
+from forethought.agent.recollection import (
+    hindsight,
+    recollect,
+    remember_episodes,
+    terminations,
+)
 from forethought.agent.task import REACH, Task, TaskTerm, task_from_reward
+from forethought.agent.thinking import Thinking
+from forethought.agent.watch import Watch
 
 __all__ = [
     "REACH",
+    "Adjustment",
     "Agent",
     "AgentController",
     "AgentPolicy",
     "AgentState",
+    "Aim",
     "Configurator",
     "Controller",
     "Cost",
+    "CostMonitor",
     "Critic",
     "CriticStage",
+    "DemonstrationStage",
     "Distillation",
     "Effort",
     "GoalDistance",
@@ -62,33 +94,55 @@ __all__ = [
     "IntrinsicTerm",
     "Jointly",
     "KeepOut",
+    "LearnedCost",
+    "Mind",
     "Mode",
     "Moments",
     "Outcome",
     "Policy",
     "PolicyController",
     "Posture",
+    "Recall",
     "Setting",
     "ShortTermMemory",
     "Shortfall",
     "Speed",
     "Task",
     "TaskTerm",
+    "TemporalCost",
+    "TemporalDistance",
+    "TemporalStage",
+    "Thinking",
     "Timing",
     "Tolerance",
+    "Watch",
     "Weighted",
     "bootstrap_mean",
+    "calibration",
     "distill",
     "gradient_agreement",
     "held_out_seeds",
+    "hindsight",
     "label",
     "lambda_returns",
+    "learn_cost",
+    "planning_gain",
+    "price_for",
     "problem_of",
+    "realised",
+    "realised_terms",
+    "recollect",
+    "recorded_gaps",
+    "remember_episodes",
+    "reweighting",
     "run_episodes",
     "summarise",
     "task_from_reward",
+    "terminations",
     "time_decisions",
     "train_critic",
+    "train_temporal",
     "violation_rate",
+    "weighted",
     "wilson",
 ]

@@ -1,84 +1,54 @@
-"""The actor: Mode-1 reacts with a policy, Mode-2 plans (LeCun 2022, figs 3 and 4).
+"""The actor's Mode-2: the planning problem of an agent (LeCun 2022, fig. 4).
 
-Both map a state and a setting to actions; neither sees an observation.
+It begins in a state and sees no observation; Mode-1 is in `policy`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from forethought.agent.configurator import Setting
-from forethought.agent.cost import Critic, GoalDistance, IntrinsicCost
+from forethought.agent.cost import Critic, GoalDistance, GoalTerm, IntrinsicCost
+from forethought.agent.memory import ShortTermMemory
+from forethought.agent.task import Task
 from forethought.planners import Problem
-from forethought.worldmodel import JEPA, Readouts, mlp
+from forethought.worldmodel import JEPA, MemoryConfig, Readouts
 
 
-class Policy(nn.Module):
-    """Mode-1: a = A(s, goal), a multi-layer perceptron squashed into [-1, 1].
-
-    With discrete actions it gives logits, of which the largest is the action.
+@dataclass(frozen=True)
+class Recall:
+    """What the agent remembers of an episode, and what for.
 
     Args:
-        state_dim: size D of the state.
-        action_dim: size A of the action, or number n of discrete ones.
-        goal: whether it reads a goal.
-        discrete: whether actions are discrete.
-        hidden: width of the hidden layers.
-        layers: number of hidden layers.
+        memory: how the memory is addressed, and how large it is.
+        proposals: how many of the action sequences that came out best from the nearest states
+            remembered are among Mode-2's starts.
+        energy: whether the end of a plan has the energy remembered there, where the memory knows
+            it, and the critic's word elsewhere.
+        support: weight of a term that keeps plans near the states remembered: d / (d + scale), d
+            being the squared distance to the nearest ones beyond which a state counts as far.
+        scale: that distance, squared, summed over the D dimensions.
     """
 
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        *,
-        goal: bool = True,
-        discrete: bool = False,
-        hidden: int = 256,
-        layers: int = 2,
-    ) -> None:
-        super().__init__()
-        self.goal, self.discrete = goal, discrete
-        self.layers = mlp(state_dim * (1 + goal), [hidden] * layers, action_dim)
+    memory: MemoryConfig = MemoryConfig()  # noqa: RUF009 - frozen
+    proposals: int = 1
+    energy: bool = False
+    support: float = 0.0
+    scale: float = 4.0
 
-    def scores(self, state: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-        """Actions `(..., A)` in [-1, 1], or logits `(..., n)`, for states `(..., D)`."""
-        if self.goal:
-            state = torch.cat((state, context["goal"] - state), dim=-1)
-        scores: Tensor = self.layers(state)
-        return scores if self.discrete else scores.tanh()
-
-    def forward(self, state: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-        """Actions `(..., A)`, or indices `(...)` int64, for states `(..., D)`.
-
-        `context["goal"]` has the shape of the states where the policy reads a goal.
-        """
-        scores = self.scores(state, context)
-        return scores.argmax(-1) if self.discrete else scores
-
-    def rollout(
-        self, model: JEPA, state: Tensor, context: Mapping[str, Tensor], horizon: int
-    ) -> tuple[Tensor, Tensor]:
-        """What the policy would do in the model's imagination, with gradient.
-
-        Args:
-            model: the world model.
-            state: starting states, `(B, D)`.
-            context: conditioning with leading axis B.
-            horizon: number of steps H.
-
-        Returns:
-            Actions `(B, H, A)` or `(B, H)`, and the states `(B, H, D)` in which they are taken.
-        """
-        actions, states = [], []
-        for _ in range(horizon):
-            states.append(state)
-            actions.append(self(state, context))
-            state = model.predict(state, actions[-1], context=context)
-        return torch.stack(actions, 1), torch.stack(states, 1)
+    def __post_init__(self) -> None:
+        if not 0 <= self.proposals <= self.memory.slots:
+            raise ValueError(
+                f"recall.proposals is {self.proposals}: choose 0 to {self.memory.slots}, the slots"
+            )
+        if not 0 <= self.support < math.inf:
+            raise ValueError(f"recall.support is {self.support}: choose 0 or more, finite")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"recall.scale is {self.scale}: choose it above 0, finite")
 
 
 def problem_of(
@@ -89,44 +59,68 @@ def problem_of(
     *,
     readouts: Readouts | None = None,
     critic: Critic | None = None,
+    task: Task | None = None,
+    goal_term: GoalTerm | None = None,
+    memory: ShortTermMemory | None = None,
+    recall: Recall | None = None,
 ) -> Problem:
     """Mode-2's planning problem (fig. 4) from states `(B, D)`.
 
-    The energy is the discounted sum of u_i IC_i after every step, what the critic expects beyond
-    the last one, weighted by v, and the goal distance reduced over time where there is a goal.
+    The energy is the discounted sum of u_i IC_i after every step, of the aims that the setting
+    passes and of the support term; what the critic or the memory expects beyond the last step,
+    weighted by v; and the goal term reduced over time where there is a goal.
 
     Args:
         model: the world model.
         bank: the intrinsic cost.
-        setting: goal, weights, horizon, discount.
+        setting: goal, weights, aims, horizon, discount.
         state: states to plan from.
         readouts: what the bank's terms read; None where they read the action alone.
         critic: expectation beyond the horizon, or None.
+        task: where the aims come from, if the setting passes any.
+        goal_term: how far a state is from the goal; by default the latent distance.
+        memory: what is remembered, B rows, or None.
+        recall: what the memory is for.
     """
+    aims = {} if task is None else {name: task.aims[name] for name in setting.aims}
+    counted = bool(setting.u.any())
+    expects = critic is not None and bool(setting.v.any())
+    supported = memory is not None and recall is not None and recall.support > 0
 
     def stage_cost(
         state: Tensor, action: Tensor, next_state: Tensor, context: Mapping[str, Tensor], t: Tensor
     ) -> Tensor:
         quantities = {"state": next_state}
-        if readouts is not None:
+        if readouts is not None and (counted or aims):
             quantities |= readouts(next_state)
-        costs: Tensor = (bank.values(quantities, action) * context["u"]).sum(-1)
+        costs = next_state.new_zeros(next_state.shape[:-1])
+        if counted:
+            costs = costs + (bank.values(quantities, action) * context["u"]).sum(-1)
+        for place, (name, aim) in enumerate(aims.items()):
+            weight = context["aim_weights"][..., place]
+            costs = costs + weight * aim(quantities, context[f"aim.{name}"])
+        if supported:
+            assert memory is not None
+            assert recall is not None
+            far = memory.distance(next_state)
+            costs = costs + recall.support * far / (far + recall.scale)
         return costs
 
     def terminal_cost(state: Tensor, context: Mapping[str, Tensor]) -> Tensor:
         assert critic is not None
+        if memory is not None and recall is not None and recall.energy:
+            return memory.energy_of(state, setting.v, critic)
         expected: Tensor = (critic(state) * context["v"]).sum(-1)
         return expected
 
-    counted = bool(setting.u.any())
     bound = None if model.actions.discrete else state.new_ones(model.action_dim)
     return Problem(
         state=state,
         step=lambda s, a, z, context, t: model.predict(s, a, z, context),
         rollout=model.rollout,
-        goal_cost=None if setting.goal is None else GoalDistance(),
-        stage_cost=stage_cost if counted else None,
-        terminal_cost=terminal_cost if critic is not None and bool(setting.v.any()) else None,
+        goal_cost=None if setting.goal is None else (goal_term or GoalDistance()),
+        stage_cost=stage_cost if counted or aims or supported else None,
+        terminal_cost=terminal_cost if expects else None,
         reduction=setting.cost.reduction,
         softmin_temperature=setting.cost.softmin_temperature,
         discount=setting.discount,

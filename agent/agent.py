@@ -1,30 +1,64 @@
 """The agent: the perception-action step of Figure 2.
 
-    observation -> perception -> state -> actor (Mode-1 policy or Mode-2 planner) -> action
-                        ^                   ^ reads cost, world model, setting
-                        |                   |
-                     AgentState, passed in and returned: belief, previous plan, previous action
+    observation -> perception -> belief -> actor (Mode-1 policy or Mode-2 planner) -> action
+                        ^                    ^ reads cost, world model, memory, setting
+                        |                    |                       |
+                     AgentState, passed in and returned     <- short-term memory
 
 The agent itself never changes while it acts: what it carries from step to step is in `AgentState`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from forethought.agent.actor import Policy, problem_of
+from forethought.agent.actor import Recall, problem_of
 from forethought.agent.configurator import Configurator, Setting
-from forethought.agent.cost import Critic, IntrinsicCost
+from forethought.agent.cost import Critic, GoalDistance, GoalTerm, IntrinsicCost
+from forethought.agent.memory import ShortTermMemory
+from forethought.agent.policy import Policy
+from forethought.agent.thinking import Reached, cheapest
 from forethought.planners import Plan, Planner, Problem, shift
 from forethought.worldmodel import JEPA, Readouts
 
 Observation: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Mind:
+    """What went on in one decision, for logs and pictures; not-a-number where nothing did.
+
+    Args:
+        energy: of what was decided for, `(B,)`; known where a plan was made, or looked at.
+        signal: what mode `auto` compared with the price of thinking, `(B,)`.
+        thought: whether a plan was made, `(B,)` bool.
+        evaluations: steps of the world model that the decision took, `(B,)`.
+        costs: intrinsic terms of the state and the action that led to it, as the readouts tell,
+            `(B, n)`.
+        imagined_costs: intrinsic terms of the plan's steps, `(B, H, n)`, or None without a plan.
+        coverage: how well the memory knows the state, `(B,)`.
+        surprise: mean squared distance of the state from the one predicted, `(B,)`.
+    """
+
+    energy: Tensor
+    signal: Tensor
+    thought: Tensor
+    evaluations: Tensor
+    costs: Tensor
+    imagined_costs: Tensor | None
+    coverage: Tensor
+    surprise: Tensor
+
+    def select(self, index: Tensor) -> Mind:
+        """The rows `index`."""
+        selected: Mind = _selected(self, index)
+        return selected
 
 
 @dataclass(frozen=True)
@@ -39,6 +73,16 @@ class AgentState:
         plan: rest of the previous plan from the next action on, `(B, H, A)` or `(B, H)`, or None.
         imagined: states that the latest plan predicted, `(B, H, D)`, or None.
         until_replan: actions of `plan` to carry out before the next plan is made.
+        planned: which rows of `plan` were planned, or proposed by the policy, `(B,)` bool; the
+            others are zeros. None: all of them.
+        memory: what is remembered of the episodes, or None.
+        time: decisions since the start.
+        begun: rows whose episode begins with the next observation, `(B,)` bool, among others that
+            go on; None: none.
+        leg: number of the present goal on the way, `(B,)` int64, where there are several.
+        reached: what plans reached, for mode `auto`.
+        spent: decisions that mode `auto` thought about, and all, `(B, 2)` int64.
+        mind: what went on in the last decision.
     """
 
     setting: Setting
@@ -48,22 +92,43 @@ class AgentState:
     plan: Tensor | None = None
     imagined: Tensor | None = None
     until_replan: int = 0
+    planned: Tensor | None = None
+    memory: ShortTermMemory | None = None
+    time: int = 0
+    begun: Tensor | None = None
+    leg: Tensor | None = None
+    reached: Reached | None = None
+    spent: Tensor | None = None
+    mind: Mind | None = None
 
     def select(self, index: Tensor) -> AgentState:
         """The state of the environments `index`; the others are dropped."""
-        return replace(
-            self,
-            setting=self.setting.select(index),
-            belief=None if self.belief is None else self.belief[index],
-            previous_action=None if self.previous_action is None else self.previous_action[index],
-            plan=None if self.plan is None else self.plan[index],
-            imagined=None if self.imagined is None else self.imagined[index],
-        )
+        selected: AgentState = _selected(self, index)
+        return selected
+
+    def begin(self, fresh: AgentState, begun: Tensor) -> AgentState:
+        """Begin the episodes under the mask `begun` `(B,)` as in `fresh`; the others go on.
+
+        The clock goes on for all: times in the memory have to rise.
+        """
+        kept = ~begun
+        rows: dict[str, Any] = {}
+        if self.plan is not None:
+            # A plan of zeros is the safe action: nothing of the episode before is proposed.
+            rows["plan"] = torch.where(_wide(kept, self.plan), self.plan, 0)
+            rows["planned"] = kept if self.planned is None else self.planned & kept
+        if self.leg is not None:
+            rows["leg"] = self.leg * kept
+        if self.spent is not None:
+            rows["spent"] = self.spent * kept.unsqueeze(1)
+        if self.memory is not None:
+            rows["memory"] = self.memory.forget(begun)
+        return replace(self, setting=fresh.setting, begun=begun, **rows)
 
 
 @dataclass(frozen=True)
 class Agent:
-    """Perception, world model, cost, critic, actor and configurator, wired as in Figure 2.
+    """Perception, world model, cost, critic, memory, actor and configurator, as in Figure 2.
 
     Args:
         model: perception and world model.
@@ -72,6 +137,8 @@ class Agent:
         readouts: heads that the intrinsic cost reads, or None where it reads the action alone.
         critic: expectation of the cost beyond the horizon, or None.
         policy: Mode-1's policy, or None before distillation.
+        recall: what is remembered, and what for; None: no memory.
+        goal_term: how far a state is from the goal.
     """
 
     model: JEPA
@@ -80,12 +147,16 @@ class Agent:
     readouts: Readouts | None = None
     critic: Critic | None = None
     policy: Policy | None = None
+    recall: Recall | None = None
+    goal_term: GoalTerm = field(default_factory=GoalDistance)
 
     def __post_init__(self) -> None:
-        if self.configurator.mode == 1 and self.policy is None:
-            raise ValueError("mode 1 needs a policy: run `forethought distill RUN` first")
+        if self.configurator.mode != 2 and self.policy is None:
+            raise ValueError(
+                f"mode {self.configurator.mode} needs a policy: run `forethought distill RUN` first"
+            )
         read = {} if self.readouts is None else self.readouts.sizes
-        missing = [name for name in self.bank.reads if name not in (*read, "state")]
+        missing = [name for name in self.configurator.task.reads if name not in (*read, "state")]
         if missing:
             raise ValueError(
                 f"the task reads {', '.join(missing)}, but the readouts tell "
@@ -104,24 +175,43 @@ class Agent:
         return torch.as_tensor(observation).to(self.model.device)
 
     @torch.no_grad()
-    def encode(self, observation: Observation) -> Tensor:
-        """States `(B, D)` of observations `(B, *O)`, or of a mapping of them."""
-        return self.model.encode(self._tensor(observation))
+    def encode(
+        self, observation: Observation, context: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """States `(B, D)` of observations `(B, *O)`, or of a mapping of them.
+
+        `context` is the setting's, for a modulated encoder.
+        """
+        return self.model.encode(self._tensor(observation), context)
 
     @torch.no_grad()
     def start(
-        self, batch: int, *, goal: Observation | None = None, generator: torch.Generator
+        self,
+        batch: int,
+        *,
+        goal: Observation | Sequence[Observation] | None = None,
+        generator: torch.Generator,
     ) -> AgentState:
         """Begin B episodes.
 
         Args:
             batch: number of episodes B.
-            goal: goal observations, `(B, *O)`, where the task has a goal; encoded here, once.
+            goal: goal observations, `(B, *O)`, where the task has a goal; encoded here, once. A
+                list or tuple of them: goals on the way, to be passed in their order.
             generator: source of the planner's randomness.
         """
-        encoded = None if goal is None else self.encode(goal)
-        setting = self.configurator.configure(encoded, batch, self.model.device)
-        return AgentState(setting, generator)
+        several = isinstance(goal, (list, tuple))
+        encoded: Any = None
+        device = self.model.device
+        if goal is not None:
+            code = self.configurator.modulation(batch, device)
+            context = None if code is None else {"modulation": code}
+            goals: Any = goal if several else (goal,)
+            encoded = [self.encode(one, context) for one in goals]
+            encoded = encoded if several else encoded[0]
+        setting = self.configurator.configure(encoded, batch, device)
+        legs = torch.zeros(batch, dtype=torch.int64, device=device) if several else None
+        return AgentState(setting, generator, leg=legs)
 
     @torch.no_grad()
     def act(self, carried: AgentState, observation: Observation) -> tuple[np.ndarray, AgentState]:
@@ -134,49 +224,258 @@ class Agent:
         Returns:
             Actions in [-1, 1], `(B, A)` float32, or indices `(B,)` int64; and what to carry on.
         """
-        x = self._tensor(observation)
-        belief = self.model.observe(carried.belief, carried.previous_action, x)
-        carried = replace(carried, belief=belief)
-        if carried.setting.mode == 1:
+        carried = self._perceive(carried, self._tensor(observation))
+        mode = carried.setting.mode
+        if mode == 1:
             assert self.policy is not None
-            action = self.policy(belief, carried.setting.context)
+            assert carried.belief is not None
+            action = self.policy(carried.belief, carried.setting.context)
         else:
-            if carried.plan is None or carried.until_replan < 1:
-                plan = self.think(carried)
-                assert isinstance(plan.states, Tensor)
-                carried = replace(
-                    carried,
-                    plan=plan.actions,
-                    imagined=plan.states,
-                    until_replan=carried.setting.cost.replan_every,
-                )
+            if mode == "auto":
+                carried = self._weigh(carried)
+            elif carried.plan is None or carried.until_replan < 1:
+                carried = self._planned(carried)
             assert carried.plan is not None
             action = carried.plan[:, 0]
             carried = replace(
                 carried, plan=shift(carried.plan), until_replan=carried.until_replan - 1
             )
+        carried = self._remember(carried, action)
         taken = action.float() if action.is_floating_point() else action
-        return taken.cpu().numpy(), replace(carried, previous_action=action)
+        return taken.cpu().numpy(), carried
 
-    def problem(self, setting: Setting, state: Tensor) -> Problem:
+    def problem(
+        self, setting: Setting, state: Tensor, memory: ShortTermMemory | None = None
+    ) -> Problem:
         """Mode-2's planning problem from states `(B, D)`."""
         return problem_of(
-            self.model, self.bank, setting, state, readouts=self.readouts, critic=self.critic
+            self.model,
+            self.bank,
+            setting,
+            state,
+            readouts=self.readouts,
+            critic=self.critic,
+            task=self.configurator.task,
+            goal_term=self.goal_term,
+            memory=memory,
+            recall=self.recall,
         )
 
     def think(self, carried: AgentState) -> Plan:
         """Mode-2: plan from the current belief.
 
-        The rest of the last plan is among the starts and, where the planner has room for it, what
-        the policy would do.
+        Among the starts are, as far as the planner has room for them, the rest of the last plan,
+        what the policy would do, and what was done from the nearest states remembered.
         """
         belief = carried.belief
         if belief is None:
             raise ValueError("nothing was observed yet: call `act`, which calls this")
-        problem = self.problem(carried.setting, belief)
+        problem = self.problem(carried.setting, belief, carried.memory)
         starts = [] if carried.plan is None else [carried.plan]
         if self.policy is not None:
-            context = carried.setting.context
-            starts.append(self.policy.rollout(self.model, belief, context, problem.horizon)[0])
+            starts.append(self._rolled(carried))
+        recall, memory = self.recall, carried.memory
+        if recall is not None and recall.proposals and memory is not None:
+            count = min(recall.proposals, recall.memory.slots)
+            found = memory.proposals(belief, carried.setting, count=count)
+            starts += [*found.unbind(1)]
         proposals = torch.stack(starts[: self.planner.room], dim=1) if starts else None
         return self.planner.plan(problem, proposals=proposals, generator=carried.generator)
+
+    def costs_of(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Intrinsic terms `(..., n)` of states `(..., D)` and the actions that led to them."""
+        quantities = {"state": states}
+        if self.readouts is not None and set(self.bank.reads) - {"state"}:
+            quantities |= self.readouts(states)
+        return self.bank.values(quantities, actions)
+
+    def _perceive(self, carried: AgentState, x: Any) -> AgentState:
+        """Estimate the state, begin the decision's record, and look where the goal is."""
+        previous, action = carried.belief, carried.previous_action
+        context = carried.setting.context
+        belief = self.model.observe(previous, action, x, context)
+        if carried.begun is not None and previous is not None:
+            # An episode's first state was predicted by nobody.
+            fresh = self.model.encode(x, context)
+            belief = torch.where(carried.begun.unsqueeze(1), fresh, belief)
+        nothing = belief.new_full((len(belief),), torch.nan)
+        surprise, costs = nothing, None
+        if previous is not None and action is not None:
+            predicted = self.model.predict(previous, action, context=context)
+            surprise = (belief - predicted).square().mean(-1)
+            if carried.begun is not None:
+                surprise = surprise.masked_fill(carried.begun, torch.nan)
+        if self._counts(carried):
+            costs = self.costs_of(belief, self._nothing(belief) if action is None else action)
+        mind = Mind(
+            energy=nothing,
+            signal=nothing,
+            thought=torch.zeros_like(nothing, dtype=torch.bool),
+            evaluations=torch.zeros_like(nothing),
+            costs=belief.new_zeros(len(belief), len(self.bank.names)) if costs is None else costs,
+            imagined_costs=None,
+            coverage=nothing,
+            surprise=surprise,
+        )
+        if carried.memory is not None:
+            mind = replace(mind, coverage=carried.memory.recall(belief, None)[1])
+        carried = replace(carried, belief=belief, mind=mind, begun=None)
+        if carried.leg is not None and carried.setting.goal is not None:
+            far = self.goal_term(belief, belief, belief, carried.setting.context, carried.leg)
+            setting, leg = self.configurator.advance(carried.setting, carried.leg, far)
+            carried = replace(carried, setting=setting, leg=leg)
+        return carried
+
+    def _planned(self, carried: AgentState) -> AgentState:
+        """Mode-2 for all rows."""
+        plan = self.think(carried)
+        assert isinstance(plan.states, Tensor)
+        assert carried.mind is not None
+        mind = replace(
+            carried.mind,
+            energy=plan.energy,
+            thought=torch.ones_like(carried.mind.thought),
+            evaluations=_steps_of(plan),
+            imagined_costs=(
+                self.costs_of(plan.states, plan.actions) if self._counts(carried) else None
+            ),
+        )
+        return replace(
+            carried,
+            plan=plan.actions,
+            imagined=plan.states,
+            planned=None,
+            until_replan=carried.setting.cost.replan_every,
+            mind=mind,
+        )
+
+    def _weigh(self, carried: AgentState) -> AgentState:
+        """Mode `auto`: the better of policy and last plan, or a new plan where it is worth it."""
+        belief, mind, setting = carried.belief, carried.mind, carried.setting
+        assert belief is not None
+        assert mind is not None
+        thinking = setting.thinking
+        problem = self.problem(setting, belief, carried.memory)
+        candidates = [self._rolled(carried)]
+        if carried.plan is not None:
+            # Rows without a plan propose the policy's actions once more.
+            there = torch.ones_like(mind.thought) if carried.planned is None else carried.planned
+            candidates.append(torch.where(_wide(there, carried.plan), carried.plan, candidates[0]))
+        actions, energy, gain, states = cheapest(
+            problem, torch.stack(candidates, 1), thinking.radius
+        )
+        reached = carried.reached or Reached.nothing(belief)
+        match thinking.signal:
+            case "gain":
+                signal = gain
+            case "excess":
+                signal = energy - reached.expected(belief, thinking.ridge)
+            case "surprise":
+                signal = mind.surprise.nan_to_num(torch.inf)
+            case "random":
+                signal = torch.rand(len(belief), generator=carried.generator).to(belief)
+        price, share = thinking.price, thinking.share
+        spent = carried.spent
+        if spent is None:
+            spent = torch.zeros(len(belief), 2, dtype=torch.int64, device=belief.device)
+        if price is None:
+            raise ValueError(
+                "thinking.price is not given: choose one, or let `forethought evaluate` find the "
+                f"one that keeps a share of {share}"
+            )
+        # The first decision of an episode may always be thought about.
+        affordable = spent[:, 0] <= share * spent[:, 1]
+        worth = (signal > price) & affordable
+        evaluations = torch.full_like(energy, float(problem.horizon * (1 + len(candidates))))
+        rows = worth.nonzero().squeeze(1)
+        if len(rows):
+            # What is cheap and best goes in as the last plan does: a plan is never worse.
+            chosen = replace(carried, plan=actions, planned=None).select(rows)
+            plan = self.think(chosen)
+            assert isinstance(plan.states, Tensor)
+            kept = plan.energy <= energy[rows]
+            won = rows[kept]
+            actions = actions.index_put((won,), plan.actions[kept])
+            states = states.index_put((won,), plan.states[kept].to(states))
+            energy = energy.index_put((won,), plan.energy[kept])
+            evaluations[rows] += _steps_of(plan)
+            reached = reached.add(belief[rows], energy[rows])
+        mind = replace(
+            mind,
+            energy=energy,
+            signal=signal,
+            thought=worth,
+            evaluations=evaluations,
+            imagined_costs=self.costs_of(states, actions) if self._counts(carried) else None,
+        )
+        return replace(
+            carried,
+            plan=actions,
+            imagined=states,
+            planned=None,
+            reached=reached,
+            spent=spent + torch.stack((worth.long(), torch.ones_like(worth).long()), 1),
+            mind=mind,
+        )
+
+    def _remember(self, carried: AgentState, action: Tensor) -> AgentState:
+        """Store the moment, and count on."""
+        belief, memory = carried.belief, carried.memory
+        assert belief is not None
+        assert carried.mind is not None
+        if self.recall is not None:
+            if memory is None:
+                memory = ShortTermMemory.empty(
+                    self.recall.memory,
+                    belief,
+                    terms=len(self.bank.names),
+                    action_dim=self.model.action_dim,
+                    critic=self.critic is not None,
+                    discrete=self.model.actions.discrete,
+                )
+            expected = None if self.critic is None else self.critic(belief)
+            memory = memory.remember(
+                belief, action, carried.mind.costs, expected, time=carried.time
+            )
+        return replace(carried, previous_action=action, memory=memory, time=carried.time + 1)
+
+    def _counts(self, carried: AgentState) -> bool:
+        """Whether any intrinsic term has a weight; else none is looked at."""
+        return bool(carried.setting.u.any())
+
+    def _rolled(self, carried: AgentState) -> Tensor:
+        """What the policy would do from the belief on, `(B, H, A)` or `(B, H)`."""
+        assert self.policy is not None
+        assert carried.belief is not None
+        setting = carried.setting
+        return self.policy.rollout(
+            self.model, carried.belief, setting.context, setting.cost.horizon
+        )[0]
+
+    def _nothing(self, belief: Tensor) -> Tensor:
+        """The action of nobody, before the first one: zeros, or even chances."""
+        size = self.model.action_dim
+        value = 1 / size if self.model.actions.discrete else 0.0
+        return belief.new_full((len(belief), size), value)
+
+
+def _steps_of(plan: Plan) -> Tensor:
+    """Forward steps of the world model that each of the plans took, `(B,)`."""
+    return torch.full_like(plan.energy, plan.model_steps / len(plan.energy))
+
+
+def _selected(held: Any, index: Tensor) -> Any:
+    """A record with the rows `index` of its tensors, and of its records that know rows."""
+    rows: dict[str, Any] = {}
+    for part in fields(held):
+        value = getattr(held, part.name)
+        if isinstance(value, Tensor):
+            rows[part.name] = value[index]
+        elif hasattr(value, "select"):
+            rows[part.name] = value.select(index)
+    return replace(held, **rows)
+
+
+def _wide(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask `(B,)` with axes for those of `like` `(B, ...)`."""
+    return mask.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,16 +1,24 @@
-"""The configurator: turns a task into a `Setting` for the other modules (section 3.1)."""
+"""The configurator: turns a task into a `Setting` for the other modules (section 3.1).
+
+task, adjustment                 -> weights u, v within the bank's bounds, aims, modulation
+goals on the way, belief         -> the goal of now, switched where the critic says it is near
+signals of the other modules     -> who acts: Mode-1, Mode-2, or whoever is worth it
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from forethought.agent.task import Task
+from forethought.agent.thinking import Thinking
 
-Mode = Literal[1, 2]
+Mode = Literal[1, 2, "auto"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,8 @@ class Cost:
         reduction: how the goal distance is reduced over the plan: `sum` over all steps, `softmin`
             for the closest approach, `last` for the last step only.
         softmin_temperature: temperature of `softmin`, in the unit of the goal distance.
+        goal: how far a state is from the goal: `latent`, the mean squared distance of states, or
+            `temporal`, what the critic TC(s, g) expects, where it was trained.
         horizon: planning steps H.
         discount: gamma per second of the environment's time, in (0, 1].
         critic: weight v of the critic's estimate of what comes after the plan.
@@ -30,6 +40,7 @@ class Cost:
 
     reduction: Literal["sum", "softmin", "last"] = "sum"
     softmin_temperature: float = 0.1
+    goal: Literal["latent", "temporal"] = "latent"
     horizon: int = 16
     discount: float = 0.8
     critic: float = 1.0
@@ -58,16 +69,47 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Adjustment:
+    """What a setting takes otherwise than the task says, without any training.
+
+    Args:
+        weights: weights u of intrinsic terms by name, within the bank's bounds.
+        aims: arguments of the task's aims by name; a single number counts for all components.
+        aim_weights: weights of aims by name. An aim that is given an argument counts 1 unless it
+            is named here.
+        modulation: code that modulates perception, predictor and policy, of the size that they
+            were built with.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    aims: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    aim_weights: Mapping[str, float] = field(default_factory=dict)
+    modulation: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "aims", "aim_weights"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        for name, weight in self.aim_weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"adjust.aim_weights.{name} is {weight}: choose 0 or more, finite")
+
+
+@dataclass(frozen=True)
 class Setting:
     """How the modules are set for the task at hand.
 
     Args:
         u: weights of the intrinsic terms, `(B, n)`.
         v: weights of the critic's terms, `(B, n)`.
-        goal: goal states, `(B, D)`, or None where the task has no goal.
+        goal: goal states of now, `(B, D)`, or None where the task has no goal.
         cost: reduction over time, horizon, discount, and how often a plan is made.
         discount: gamma per decision.
-        mode: 1 acts by the policy, 2 plans.
+        mode: 1 acts by the policy, 2 plans, `auto` decides anew each time.
+        thinking: when `auto` plans.
+        aims: arguments of the task's aims by name, `(B, m)` each.
+        aim_weights: weights of the aims in their order, `(B, number of aims)`.
+        modulation: code that modulates perception, predictor and policy, `(B, M)`, or None.
+        route: goals on the way, `(B, N, D)`, the last one being the goal itself; or None.
     """
 
     u: Tensor
@@ -76,17 +118,28 @@ class Setting:
     cost: Cost
     discount: float = 1.0
     mode: Mode = 2
+    thinking: Thinking = Thinking()  # noqa: RUF009 - frozen
+    aims: Mapping[str, Tensor] = field(default_factory=dict)
+    aim_weights: Tensor | None = None
+    modulation: Tensor | None = None
+    route: Tensor | None = None
 
     @property
     def context(self) -> dict[str, Tensor]:
-        """The tensors that costs and policy read."""
+        """The tensors that costs, policy and modulated modules read."""
+        given = {"goal": self.goal, "aim_weights": self.aim_weights, "modulation": self.modulation}
         context = {"u": self.u, "v": self.v}
-        return context if self.goal is None else context | {"goal": self.goal}
+        context |= {f"aim.{name}": at for name, at in self.aims.items()}
+        return context | {name: x for name, x in given.items() if x is not None}
 
     def select(self, index: Tensor) -> Setting:
         """The setting of the problems `index`."""
-        goal = None if self.goal is None else self.goal[index]
-        return replace(self, goal=goal, u=self.u[index], v=self.v[index])
+        rows = {
+            name: x[index]
+            for name in ("u", "v", "goal", "aim_weights", "modulation", "route")
+            if (x := getattr(self, name)) is not None
+        }
+        return replace(self, **rows, aims={name: at[index] for name, at in self.aims.items()})
 
 
 @dataclass(frozen=True)
@@ -97,21 +150,50 @@ class Configurator:
         cost: how energies are summed up.
         task: what is minimised; the weights are checked against the bank's bounds.
         decision_seconds: time between two decisions, in seconds.
-        mode: 1 acts by the policy, 2 plans.
+        mode: 1 acts by the policy, 2 plans, `auto` decides anew each time.
+        adjust: what is wanted otherwise than the task says.
+        thinking: when `auto` plans.
+        near: distance, in the unit of the agent's goal term, below which the next goal on the way
+            takes over.
     """
 
     cost: Cost
     task: Task
     decision_seconds: float = 1.0
     mode: Mode = 2
+    adjust: Adjustment = Adjustment()
+    thinking: Thinking = Thinking()  # noqa: RUF009 - frozen
+    near: float = 0.05
+
+    def __post_init__(self) -> None:
+        unknown = set(self.adjust.aims) | set(self.adjust.aim_weights)
+        unknown -= set(self.task.aims)
+        if unknown:
+            raise ValueError(
+                f"adjust.aims names {sorted(unknown)}, but the task has "
+                f"{list(self.task.aims) or 'no aims'}"
+            )
+        _ = self._weights  # refuses what is out of bounds
 
     @property
     def discount(self) -> float:
         """Gamma per decision."""
         return self.cost.per_decision(self.decision_seconds)
 
-    def configure(self, goal: Tensor | None, batch: int, device: torch.device) -> Setting:
-        """The setting of B problems, with goal states `(B, D)` where the task has a goal.
+    @property
+    def _weights(self) -> Tensor:
+        return self.task.bank.weights({**self.task.weights, **self.adjust.weights})
+
+    def configure(
+        self, goal: Tensor | Sequence[Tensor] | None, batch: int, device: torch.device
+    ) -> Setting:
+        """The setting of B problems.
+
+        Args:
+            goal: goal states `(B, D)` where the task has a goal; or several, to be passed in
+                their order.
+            batch: number of problems B.
+            device: where the tensors shall be.
 
         Raises:
             ValueError: a goal is missing, or given and not wanted.
@@ -122,7 +204,12 @@ class Configurator:
                 if self.task.goal
                 else "a goal was given, but the task has none: choose the task `reach`"
             )
-        u = self.task.bank.weights(self.task.weights).to(device).expand(batch, -1)
+        route = None
+        if goal is not None and not isinstance(goal, Tensor):
+            route = torch.stack(tuple(goal), 1)
+            goal = route[:, 0]
+        u = self._weights.to(device).expand(batch, -1)
+        aims, aim_weights = self._aims(batch, device)
         return Setting(
             u=u,
             v=self.cost.critic * u,
@@ -130,4 +217,44 @@ class Configurator:
             cost=self.cost,
             discount=self.discount,
             mode=self.mode,
+            thinking=self.thinking,
+            aims=aims,
+            aim_weights=aim_weights,
+            modulation=self.modulation(batch, device),
+            route=route,
         )
+
+    def modulation(self, batch: int, device: torch.device) -> Tensor | None:
+        """The code that modulates the modules, `(B, M)`, or None."""
+        code = self.adjust.modulation
+        return torch.tensor(code, device=device).float().expand(batch, -1) if code else None
+
+    def _aims(self, batch: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Arguments `(B, m)` of the aims that count, and their weights `(B, number of them)`."""
+        aims, weights = dict[str, Tensor](), list[float]()
+        for name, aim in self.task.aims.items():
+            given = self.adjust.aims.get(name)
+            weight = self.adjust.aim_weights.get(name, aim.weight if given is None else 1.0)
+            if weight:
+                at = torch.tensor(aim.at if given is None else given, device=device)
+                aims[name] = at.float().expand(batch, -1)
+                weights.append(weight)
+        return aims, torch.tensor(weights, device=device).expand(batch, -1) if aims else None
+
+    def advance(self, setting: Setting, leg: Tensor, distance: Tensor) -> tuple[Setting, Tensor]:
+        """Switch to the next goal on the way where the present one is near.
+
+        Args:
+            setting: with a route `(B, N, D)`.
+            leg: number of the present goal, `(B,)` int64.
+            distance: to the present goal, `(B,)`, in the unit of the goal term or of the critic
+                TC(s, g).
+
+        Returns:
+            The setting with the goals of now, and their numbers.
+        """
+        route = setting.route
+        if route is None:
+            return setting, leg
+        leg = (leg + (distance < self.near)).clamp(max=route.shape[1] - 1)
+        return replace(setting, goal=route[torch.arange(len(leg), device=leg.device), leg]), leg

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 
-from forethought.agent.loop import Controller, Outcome, run_episodes
+from forethought.agent.agent import Agent, AgentState
+from forethought.agent.loop import AgentController, Controller, Outcome, run_episodes
 from forethought.envs import HELD_OUT_SEED
 
 
@@ -100,6 +103,52 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, float | int]:
         "ci95_low": low,
         "ci95_high": high,
     }
+
+
+def price_for(
+    agent: Agent,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    generator: torch.Generator,
+    *,
+    passes: int = 3,
+) -> float:
+    """The price of thinking at which mode `auto` thinks about the share that it is told.
+
+    Runs the episodes with a price, takes the quantile of the signals seen there for the next
+    price, and does so again, since what is thought about changes where the agent goes.
+
+    Args:
+        agent: in mode `auto`; its own price is not read.
+        env: a vector environment.
+        seeds: seeds of the episodes, which should not be held out.
+        generator: source of the planner's randomness.
+        passes: how often.
+    """
+    thinking = agent.configurator.thinking
+    if thinking.signal == "random":
+        return 1 - thinking.share
+    price = math.inf
+    for _ in range(passes):
+        tried = replace(thinking, price=min(price, 1e30), share=1.0)
+        configurator = replace(agent.configurator, mode="auto", thinking=tried)
+        seen: list[np.ndarray] = []
+
+        def note(
+            running: Any, observation: Any, info: Any, carried: AgentState, seen: Any = seen
+        ) -> None:
+            assert carried.mind is not None
+            seen.append(carried.mind.signal.cpu().numpy())
+
+        run_episodes(
+            env,
+            AgentController(replace(agent, configurator=configurator), generator),
+            seeds,
+            on_step=note,
+        )
+        signals = np.nan_to_num(np.concatenate(seen), posinf=1e30, neginf=-1e30)
+        price = float(np.quantile(signals, 1 - thinking.share))
+    return price
 
 
 Positions = np.ndarray

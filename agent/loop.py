@@ -163,10 +163,15 @@ class AgentPolicy(Policy):
         action, self._carried = self.agent.act(self._carried, observations)
         if discrete:
             drawn = generator.integers(self.agent.model.action_dim, size=len(action))
-            noisy = np.where(generator.uniform(size=len(action)) < self.noise, drawn, action)
-            return noisy[:, None].astype(np.int64)
-        noisy = action + self.noise * generator.standard_normal(action.shape)
-        return np.clip(noisy, -1, 1).astype(np.float32)
+            done = np.where(generator.uniform(size=len(action)) < self.noise, drawn, action)
+            done = done.astype(np.int64)
+        else:
+            noisy = action + self.noise * generator.standard_normal(action.shape)
+            done = np.clip(noisy, -1, 1).astype(np.float32)
+        # What is believed next follows from what is done, not from what was decided.
+        previous = torch.as_tensor(done, device=self.agent.model.device)
+        self._carried = replace(self._carried, previous_action=previous)
+        return done[:, None] if discrete else done
 
     def _begin(
         self, carried: AgentState | None, begun: np.ndarray, observations: Observation, info: Info
@@ -175,12 +180,9 @@ class AgentPolicy(Policy):
         fresh = self.agent.start(
             count(observations), goal=goal_of(self.agent, info), generator=self.generator
         )
-        if carried is None or carried.plan is None or begun.all():
+        if carried is None or begun.all():
             return fresh
-        kept = torch.as_tensor(~begun, device=carried.plan.device)
-        shape = (-1, *[1] * (carried.plan.ndim - 1))
-        # A plan of zeros is the safe action: nothing of the episode before is proposed.
-        return replace(fresh, plan=carried.plan * kept.view(shape))
+        return carried.begin(fresh, torch.as_tensor(begun, device=self.agent.model.device))
 
 
 def select_info(info: Info, index: np.ndarray) -> dict[str, Any]:

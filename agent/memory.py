@@ -194,6 +194,10 @@ class ShortTermMemory:
         entries, distance = self.slots.nearest(state, count, self._among(imagined))
         return self._moments(entries), distance
 
+    def distance(self, state: Tensor, imagined: bool | None = False) -> Tensor:
+        """How far states `(B, ..., D)` are from those remembered, squared, softly; `(B, ...)`."""
+        return self.slots.distance(state, self._among(imagined))
+
     @torch.no_grad()
     def proposals(
         self, state: Tensor, setting: Setting, *, count: int = 1, neighbours: int = 8

@@ -28,6 +28,7 @@ from forethought.envs.linear import (
     trajectory_cost,
 )
 from forethought.envs.make import make, options_of, register, spec_of
+from forethought.envs.maze import MAZES, Maze, MazeVectorEnv, draw_maze
 from forethought.envs.pictures import RenderingError
 from forethought.envs.policies import Greedy, Policy, Random, Scripted, Smooth
 from forethought.envs.resumable import collect_to, unfinished_episodes
@@ -56,6 +57,7 @@ register()
 __all__ = [
     "GEOMETRIES",
     "HELD_OUT_SEED",
+    "MAZES",
     "ROOMS_32",
     "ROOMS_65",
     "Dataset",
@@ -69,6 +71,8 @@ __all__ = [
     "ImportOptions",
     "LinearQuadratic",
     "MaskedResetVectorEnv",
+    "Maze",
+    "MazeVectorEnv",
     "Policy",
     "Random",
     "RenderingError",
@@ -89,6 +93,7 @@ __all__ = [
     "crosses_wall",
     "describe",
     "double_integrator",
+    "draw_maze",
     "draw_scene",
     "export_minari",
     "finite_horizon_gains",

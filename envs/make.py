@@ -24,10 +24,11 @@ from gymnasium.vector import VectorEnv
 
 from forethought.envs.gymnasium_adapter import GymnasiumSimulator
 from forethought.envs.linear import DoubleIntegratorVectorEnv
+from forethought.envs.maze import MazeVectorEnv
 from forethought.envs.simulator import Simulator, SimulatorVectorEnv
 from forethought.envs.spec import EnvSpec
 from forethought.envs.two_rooms import TwoRoomsVectorEnv, two_rooms_65_vector
-from forethought.envs.wrappers import View, wrapped
+from forethought.envs.wrappers import Blank, Blanked, View, wrapped
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,11 @@ _OURS: dict[str, tuple[Callable[..., VectorEnv[Any, Any, Any]], str, str]] = {
         "forethought.envs.two_rooms:two_rooms_65_vector",
         "forethought.envs.two_rooms:two_rooms_65",
     ),
+    "forethought/Maze-v0": (
+        MazeVectorEnv,
+        "forethought.envs.maze:MazeVectorEnv",
+        "forethought.envs.maze:Maze",
+    ),
     "forethought/DoubleIntegrator-v0": (
         DoubleIntegratorVectorEnv,
         "forethought.envs.linear:DoubleIntegratorVectorEnv",
@@ -52,6 +58,9 @@ _OURS: dict[str, tuple[Callable[..., VectorEnv[Any, Any, Any]], str, str]] = {
 }
 
 _DM_CONTROL = "dm_control/"
+
+# The one option that all environments take, ours and those of others.
+_BLANK = "blank"
 
 # What make_vec adds to a spec's keyword arguments; not options of the environment.
 _NOT_OPTIONS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
@@ -75,7 +84,8 @@ def make(id: str, num_envs: int = 1, **options: Any) -> VectorEnv[Any, Any, Any]
         num_envs: Number of copies, `N`.
         **options: Options of the environment. Those of Gymnasium and dm_control also take the
             options of `View`: `action_repeat`, `observe`, `size`, `frame_stack`, `camera`, `lean`
-            and `episode_limit`.
+            and `episode_limit`. All take `blank`, `(start, length)` or `(start, length, period)`
+            in decisions: observations are zeros then, see `Blank`.
 
     Returns:
         A vector environment that never resets by itself.
@@ -87,14 +97,17 @@ def make(id: str, num_envs: int = 1, **options: Any) -> VectorEnv[Any, Any, Any]
     if num_envs < 1:
         raise ValueError(f"num_envs is {num_envs}: it must be at least 1")
     register()
+    own = {name: value for name, value in options.items() if name != _BLANK}
+    blank = None if options.get(_BLANK) is None else Blank.of(options[_BLANK])
+    env: VectorEnv[Any, Any, Any]
     if id in _OURS:
         create = _OURS[id][0]
-        _check_options(id, options, _own_parameters(create))
-        env = create(num_envs=num_envs, **options)
+        _check_options(id, own, _own_parameters(create), {_BLANK})
+        env = create(num_envs=num_envs, **own)
     else:
-        env = _make_foreign(id, num_envs, options)
+        env = _make_foreign(id, num_envs, own)
     env.spec = gymnasium.envs.registration.EnvSpec(id, kwargs=copy.deepcopy(options))
-    return env
+    return env if blank is None else Blanked(env, blank)
 
 
 def options_of(id: str) -> tuple[dict[str, Any], bool]:
@@ -111,8 +124,8 @@ def options_of(id: str) -> tuple[dict[str, Any], bool]:
     """
     register()
     if id in _OURS:
-        return _own_parameters(_OURS[id][0]), False
-    common = {**asdict(View()), "render_mode": None}
+        return {**_own_parameters(_OURS[id][0]), _BLANK: None}, False
+    common = {**asdict(View()), _BLANK: None, "render_mode": None}
     own, more = _foreign_options(id)
     return {**own, **common}, more
 
@@ -156,7 +169,7 @@ def _make_foreign(id: str, num_envs: int, options: dict[str, Any]) -> SimulatorV
 
         create = DmControlSimulator
     if not more:
-        _check_options(id, own, accepted, View.names() | {"render_mode"})
+        _check_options(id, own, accepted, View.names() | {_BLANK, "render_mode"})
     if "max_episode_steps" in own:  # Gymnasium's name of it
         if for_view.get("episode_limit") is not None:
             raise ValueError("episode_limit and max_episode_steps are the same: give one of them")

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from forethought.envs import maze
 from forethought.envs.two_rooms import ROOMS_32, ROOMS_65, Geometry, greedy, scripted
 
 Array = NDArray[Any]
@@ -186,7 +187,7 @@ class _RandomIndices(Policy):
 
 @dataclass(frozen=True)
 class Greedy(Policy):
-    """Two-Rooms: straight for the goal by the true position, walls or not.
+    """Two-Rooms and mazes: straight for the goal by the true position, walls or not.
 
     Attributes:
         noise: Standard deviation of Gaussian noise on each action component.
@@ -205,13 +206,16 @@ class Greedy(Policy):
         generator: Generator,
     ) -> Array:
         """See `Policy`."""
-        actions = greedy(_geometry(observations, self.name), info["quantities"])
+        if "maze" in info:
+            actions = maze.greedy(info["maze"], info["quantities"])
+        else:
+            actions = greedy(_geometry(observations, self.name), info["quantities"])
         return _with_noise(actions, self.noise, generator)
 
 
 @dataclass(frozen=True)
 class Scripted(Policy):
-    """Two-Rooms: to the goal by way of the door, by the true position.
+    """Two-Rooms and mazes: by the door, or the shortest path, to the goal, by the true position.
 
     Attributes:
         noise: Standard deviation of Gaussian noise on each action component.
@@ -230,7 +234,10 @@ class Scripted(Policy):
         generator: Generator,
     ) -> Array:
         """See `Policy`."""
-        actions = scripted(_geometry(observations, self.name), info["quantities"])
+        if "maze" in info:
+            actions = maze.scripted(info["maze"], info["quantities"])
+        else:
+            actions = scripted(_geometry(observations, self.name), info["quantities"])
         return _with_noise(actions, self.noise, generator)
 
 
@@ -269,5 +276,5 @@ def _geometry(observations: Any, policy: str) -> Geometry:
             return geometry
     raise ValueError(
         f"policy {policy} got observations of shape {shape}: "
-        "it knows the pictures of Two-Rooms only"
+        "it knows mazes, and the pictures of Two-Rooms only"
     )

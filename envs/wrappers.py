@@ -1,17 +1,20 @@
 """What can be put round a simulator: action repeat, frame stack, pictures, rescaled actions.
 
-`wrapped` puts them on in the one order that makes sense. Each is a simulator itself.
+`wrapped` puts them on in the one order that makes sense. Each is a simulator itself. `Blanked`
+alone goes round the vector environment, since it serves our own environments too.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
-from gymnasium import spaces
+from gymnasium import Space, spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from forethought.envs.pictures import channel_first, resize
@@ -288,6 +291,118 @@ class FrameStack(Wrapper):
         """See `Simulator`: the goal, seen for as long as the stack is."""
         goal = self.inner.goal()
         return None if goal is None else _joined([goal] * (self._frames.maxlen or 1))
+
+
+@dataclass(frozen=True)
+class Blank:
+    """Decisions of an episode at which nothing is seen.
+
+    Attributes:
+        start: First decision without sight; 0 is the one at the observation of `reset`.
+        length: Decisions without sight, in a row.
+        period: Decisions from one such row to the next; None for a single row.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    start: int
+    length: int
+    period: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("start", 0), ("length", 1), ("period", self._least_period())):
+            value = getattr(self, name)
+            if value is None and name == "period":
+                continue
+            if not _whole(value) or value < least:
+                raise ValueError(
+                    f"blank.{name} is {value!r}: choose an integer of at least {least}"
+                    + (", more than blank.length" if name == "period" else "")
+                )
+
+    @staticmethod
+    def of(option: Any) -> Blank:
+        """The record from the option `blank` of `make`: 2 or 3 integers.
+
+        Raises:
+            ValueError: It is something else, or a value is out of range.
+        """
+        listed = isinstance(option, Sequence) and not isinstance(option, str)
+        if not listed or len(option) not in (2, 3):
+            raise ValueError(
+                f"blank is {option!r}: choose (start, length) or (start, length, period), in "
+                "decisions"
+            )
+        return Blank(*option)
+
+    def covers(self, decisions: Array) -> NDArray[np.bool_]:
+        """Whether nothing is seen at `decisions`, counted from 0 in an episode, any shape."""
+        since = decisions - self.start
+        within = since if self.period is None else since % self.period
+        return np.asarray((since >= 0) & (within < self.length))
+
+    def _least_period(self) -> int:
+        return self.length + 1 if _whole(self.length) else 1
+
+
+class Blanked(VectorWrapper):
+    """Observes zeros at the decisions of `blank`; goals, quantities and rewards stay as they are.
+
+    Stacked frames are blank together.
+
+    Args:
+        env: An environment of `make`.
+        blank: When nothing is seen.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], blank: Blank) -> None:
+        super().__init__(env)
+        self.blank = blank
+        self.single_observation_space = _with_zeros(env.single_observation_space)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self._elapsed = np.zeros(env.num_envs, np.int64)
+        self._over = np.zeros(env.num_envs, np.bool_)
+
+    def reset(
+        self,
+        *,
+        seed: Any = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """See `MaskedResetVectorEnv.reset`."""
+        observations, info = self.env.reset(seed=seed, options=options)
+        begun = (options or {}).get("reset_mask", np.ones(len(self._over), np.bool_))
+        self._elapsed[begun] = 0
+        self._over[begun] = False
+        return self._blanked(observations), info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """See `MaskedResetVectorEnv.step`."""
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        self._elapsed += ~self._over  # who has ended stays where it is
+        self._over = terminated | truncated
+        return self._blanked(observations), rewards, terminated, truncated, info
+
+    def _blanked(self, observations: Any) -> Any:
+        if isinstance(observations, Mapping):
+            return {name: self._blanked(part) for name, part in observations.items()}
+        seen = np.array(observations)
+        seen[self.blank.covers(self._elapsed)] = 0
+        return seen
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _with_zeros(space: Space[Any]) -> Space[Any]:
+    """A space of observations that zeros are in as well."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({name: _with_zeros(part) for name, part in space.spaces.items()})
+    assert isinstance(space, spaces.Box)
+    low, high = np.minimum(space.low, 0), np.maximum(space.high, 0)
+    return spaces.Box(low, high, dtype=space.dtype.type)
 
 
 def _is_picture(space: Any) -> bool:

@@ -15,11 +15,11 @@ from typing import Any
 
 VERBS = {
     "demo": ("demo", "learn Two-Rooms from pixels, plan, distill, and show the result"),
-    "collect": ("training", "collect episodes into a data set"),
+    "collect": ("collecting", "collect episodes into a data set"),
     "train": ("training", "train a world model into a run folder"),
     "evaluate": ("running", "evaluate a run on held-out episodes, with baselines"),
     "distill": ("running", "compile a run's plans into a policy"),
-    "act": ("running", "let a run's agent act, with a video if wanted"),
+    "act": ("acting", "let a run's agent act, with a video if wanted"),
     "show": ("showing", "show what is in a run folder, or compare two"),
     "envs": ("listing", "list environments, or show one"),
     "data": ("describing", "check and describe a data set; import and export"),

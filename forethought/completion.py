@@ -148,32 +148,51 @@ def _quoted(words: Iterable[str]) -> str:
     return shlex.quote(" ".join(words))
 
 
-def _cases(words: Words, value: str, files: str) -> str:
-    """Branches of a `case` over options: what their values may be.
-
-    Args:
-        words: What can be completed.
-        value: Statement for values, with `{}` for the words.
-        files: Statement for files.
-    """
+def _cases(words: Words) -> str:
+    """Branches of a `case` over options: what their values may be."""
     lines = []
     for option in sorted({*words.values, *words.files}):
         does = []
         if option in words.values:
-            does.append(value.format(_quoted(words.values[option])))
+            does.append(f"names={_quoted(words.values[option])}")
         if option in words.files:
-            does.append(files)
+            does.append("files=1")
         lines.append(f"        {option}) {'; '.join(does)} ;;")
     return "\n".join(lines)
 
 
-def _by_verb(found: dict[str, list[str]], statement: str) -> str:
-    """Branches of a `case` over verbs."""
+def _by_verb(found: dict[str, list[str]], beside: str = "") -> str:
+    """Branches of a `case` over verbs: the names that may stand there, and a statement beside."""
     return "\n".join(
-        f"        {verb}) {statement.format(_quoted(given))} ;;"
+        f"        {verb}) names={_quoted(given)}{beside} ;;"
         for verb, given in found.items()
         if given
     )
+
+
+def _table(words: Words) -> str:
+    """What may stand at the cursor, in the words that both shells know.
+
+    It reads the shell's variables `verb`, `word` (what is being written) and `option` (whose value
+    it is, if it is one), and sets `names` and `files`.
+    """
+    return f"""\
+    case $option in
+        {"|".join(sorted(words.flags))}) option="" ;;
+    esac
+    case $option in
+{_cases(words)}
+    esac
+    if [[ -z $option && $word == -* ]]; then
+        case $verb in
+{_by_verb(words.options)}
+        esac
+    elif [[ -z $option ]]; then
+        files=1
+        case $verb in
+{_by_verb(words.positional, ' files=""')}
+        esac
+    fi"""
 
 
 def bash(words: Words) -> str:
@@ -198,22 +217,7 @@ _forethought() {{
     elif [[ ${{before[-1]}} == --* && ${{before[-1]}} != *=* ]]; then
         option=${{before[-1]}}
     fi
-    case $option in
-        {"|".join(sorted(words.flags))}) option="" ;;
-    esac
-    case $option in
-{_cases(words, "names={}", "files=1")}
-    esac
-    if [[ -z $option && $word == -* ]]; then
-        case $verb in
-{_by_verb(words.options, "names={}")}
-        esac
-    elif [[ -z $option ]]; then
-        files=1
-        case $verb in
-{_by_verb(words.positional, 'names={} files=""')}
-        esac
-    fi
+{_table(words)}
     [[ -z $names ]] || COMPREPLY=($(compgen -P "$prefix" -W "$names" -- "$word"))
     if [[ -n $files ]]; then
         compopt -o filenames 2> /dev/null
@@ -246,22 +250,7 @@ _forethought() {{
     elif [[ $previous == --* && $previous != *=* ]]; then
         option=$previous
     fi
-    case $option in
-        {"|".join(sorted(words.flags))}) option="" ;;
-    esac
-    case $option in
-{_cases(words, "names={}", "files=1")}
-    esac
-    if [[ -z $option && $word == -* ]]; then
-        case $verb in
-{_by_verb(words.options, "names={}")}
-        esac
-    elif [[ -z $option ]]; then
-        files=1
-        case $verb in
-{_by_verb(words.positional, 'names={} files=""')}
-        esac
-    fi
+{_table(words)}
     [[ -z $names ]] || compadd -- ${{(s: :)names}}
     [[ -z $files ]] || _files
 }}

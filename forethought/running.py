@@ -1,4 +1,4 @@
-"""The verbs on a trained run: `evaluate`, `distill`, `act`.
+"""A trained run, loaded, and the verbs `evaluate` and `distill`; `act` is in `acting`.
 
 Their defaults of `planner` and `cost` are those of the run folder when they are called through the
 command line or `forethought.call`, which fills them in.
@@ -20,33 +20,41 @@ import yaml
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from forethought import envs, pictures
+from forethought import envs
 from forethought.agent import (
+    Adjustment,
     Agent,
     AgentController,
-    AgentState,
     Controller,
     Cost,
     Distillation,
     Mode,
     Outcome,
     PolicyController,
+    Recall,
+    Task,
+    Thinking,
+    Watch,
     held_out_seeds,
+    price_for,
     run_episodes,
     summarise,
     time_decisions,
 )
 from forethought.agent import distill as distill_policy
+from forethought.agent.alarm import Gap, Gaps
 from forethought.build import (
     build_agent,
     build_critic,
     build_model,
     build_policy,
     build_readouts,
+    build_temporal,
     device_of,
+    goal_term_of,
 )
 from forethought.course import progress_bar
-from forethought.envs import Dataset, EnvSpec
+from forethought.envs import HELD_OUT_SEED, Dataset, EnvSpec
 from forethought.envs.shard import replace_file
 from forethought.parser import (
     parse,
@@ -58,8 +66,10 @@ from forethought.parser import (
 from forethought.planners import Gradient, Planner
 from forethought.run_folder import Metrics, RunFolder, check_place, commit
 from forethought.tasks import read_task
-from forethought.training import set_threads, train
+from forethought.threads import set_threads
+from forethought.training import train
 from forethought.worldmodel import (
+    JEPA,
     Readouts,
     encode_dataset,
     load_checkpoint,
@@ -119,6 +129,9 @@ def load(
     *,
     planner: Planner | None = None,
     cost: Cost | None = None,
+    recall: Recall | None = None,
+    adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
+    thinking: Thinking = Thinking(),  # noqa: B008 - frozen
     device: str = "auto",
     trust: bool = False,
 ) -> Trained:
@@ -128,6 +141,9 @@ def load(
         run: the folder, or the name of a run that ships with the package.
         planner: plan with this instead of with the run's own planner.
         cost: minimise this instead of the run's own cost.
+        recall: remember this way instead of the run's own.
+        adjust: weights, aims and modulation other than the task's.
+        thinking: when mode `auto` plans.
         device: `auto`, `cpu`, `cuda` or `mps`.
         trust: allow the run to import classes from outside of `forethought`.
 
@@ -161,9 +177,15 @@ def load(
     if meta["discount"] is not None:
         seconds = spec.control_step_seconds
         _check_discount(cost or arguments["cost"], meta["discount"], seconds, folder)
-        critic = build_critic(jepa, task, meta["discount"], seed)
+        members = arguments["stages"].critic_members
+        critic = build_critic(jepa, task, meta["discount"], seed, members)
         modules["critic"] = critic
+    temporal = None
+    if task.goal and arguments["stages"].temporal.steps:
+        temporal = build_temporal(jepa, arguments["cost"].horizon, seed)
+        modules["temporal"] = temporal
     load_checkpoint(folder.model, modules)
+    _check_cost(meta, task, readouts, jepa, folder)
     policy = None
     if folder.policy.exists():
         policy = build_policy(jepa, task, seed).eval().requires_grad_(False)
@@ -177,8 +199,30 @@ def load(
         readouts=readouts,
         critic=critic,
         policy=policy,
+        recall=recall or arguments["recall"],
+        goal_term=goal_term_of(cost or arguments["cost"], temporal),
+        adjust=adjust,
+        thinking=thinking,
     )
     return Trained(folder, arguments, spec, readouts, agent)
+
+
+def _check_cost(
+    meta: dict[str, Any], task: Task, readouts: Readouts, jepa: JEPA, folder: RunFolder
+) -> None:
+    """Refuse readouts or an encoder other than those that the intrinsic cost was stored with.
+
+    Raises:
+        ValueError: they differ.
+    """
+    stored = meta.get("intrinsic_cost_reads")
+    now = task.bank.fingerprint(readouts=readouts, perception=jepa.perception)
+    if stored not in (None, now):
+        raise ValueError(
+            f"{folder.model} holds other readouts or another encoder than its intrinsic cost was "
+            f"stored with (fingerprint {stored[:12]}, found {now[:12]}): restore the file from a "
+            "copy, or train again"
+        )
 
 
 def _check_discount(cost: Cost, discount: float, seconds: float, folder: RunFolder) -> None:
@@ -206,7 +250,7 @@ def defaults_from_run(run: Path, verb: str, *, trust: bool = False) -> list[str]
     config = read_yaml(folder.config)
     if not trust:  # parsing them would import them
         refuse_strangers_in_run(config, folder.config)
-    choices = ("planner", "cost", *(("distillation",) if verb == "distill" else ()))
+    choices = ("planner", "cost", "distillation" if verb == "distill" else "recall")
     kept = {name: config[name] for name in choices if name in config}
     return ["--config", yaml.safe_dump(kept) + "\n"]
 
@@ -214,10 +258,13 @@ def defaults_from_run(run: Path, verb: str, *, trust: bool = False) -> list[str]
 def evaluate(
     run: Path,
     *,
-    modes: Sequence[Literal[1, 2]] | None = None,
+    modes: Sequence[Literal[1, 2, "auto"]] | None = None,
     baselines: bool = True,
     planner: Planner = Gradient(),  # noqa: B008 - frozen
     cost: Cost = Cost(),  # noqa: B008 - frozen
+    recall: Recall = Recall(),  # noqa: B008 - frozen
+    adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
+    thinking: Thinking = Thinking(),  # noqa: B008 - frozen
     episodes: int = 100,
     num_envs: int = 50,
     env_options: dict[str, Any] | None = None,
@@ -236,6 +283,9 @@ def evaluate(
         baselines: run the random policy too, and in Two-Rooms greedy and scripted.
         planner: Mode-2's planner; by default the run's.
         cost: what is minimised; by default the run's.
+        recall: what is remembered, and what for; by default the run's.
+        adjust: weights, aims and modulation other than the task's.
+        thinking: when mode `auto` plans.
         episodes: number of held-out episodes.
         num_envs: environments side by side.
         env_options: options of the environment that replace the run's.
@@ -252,12 +302,26 @@ def evaluate(
     if json is not None:
         check_place(json)
     set_threads(threads)
-    trained = load(run, planner=planner, cost=cost, device=device, trust=trust)
+    trained = load(
+        run,
+        planner=planner,
+        cost=cost,
+        recall=recall,
+        adjust=adjust,
+        thinking=thinking,
+        device=device,
+        trust=trust,
+    )
     options = {**trained.spec.options, **(env_options or {})}
     chosen: Sequence[Mode] = modes or ((1, 2) if trained.agent.policy is not None else (2,))
+    seeds = held_out_seeds(episodes, seed)
+    batch = trained.make_env(min(num_envs, episodes), **options)
+    single = trained.make_env(1, **options)
+    if "auto" in chosen:
+        trained = priced(trained, batch, seed)
     contenders: dict[str | Mode, Controller] = {}
     if baselines:
-        known = trained.spec.id.startswith("forethought/TwoRooms")
+        known = trained.spec.id.startswith(("forethought/TwoRooms", "forethought/Maze"))
         for baseline in BASELINES if known else ("random",):
             rng = np.random.default_rng(seed)
             policy = BASELINES[baseline]
@@ -265,14 +329,16 @@ def evaluate(
     for mode in chosen:
         generator = torch.Generator().manual_seed(seed)
         contenders[mode] = AgentController(trained.in_mode(mode), generator)
-    seeds = held_out_seeds(episodes, seed)
-    batch = trained.make_env(min(num_envs, episodes), **options)
-    single = trained.make_env(1, **options)
     outcomes: dict[str | Mode, list[Outcome]] = {}
     rows: list[Row] = []
     for name, controller in contenders.items():
+        watch = None
+        if isinstance(controller, AgentController):
+            watch = Watch(controller.agent, _recorded_gaps(trained))
         with progress_bar(f"evaluate: {name}", episodes) as bar:
-            outcomes[name] = run_episodes(batch, controller, seeds, on_progress=bar.by)
+            outcomes[name] = run_episodes(
+                batch, controller, seeds, on_step=watch, on_progress=bar.by
+            )
         timing = time_decisions(single, controller, held_out_seeds(50, 999), timed_decisions)
         planned = type(trained.agent.planner).__name__ if name == 2 else None
         common = _common_keys(trained, seed, options)
@@ -280,8 +346,11 @@ def evaluate(
             {"task": trained.spec.id, "mode": name, "planner": planned}
             | summarise(outcomes[name])
             | {"ms_per_decision": timing.ms_per_decision, "p95_ms": timing.p95_ms}
+            | {"mind": {} if watch is None else watch.summary()}
             | common
         )
+        if watch is not None:
+            _tell(trained, name, watch)
         hard = _where_greedy_fails(outcomes, name)
         if hard:
             subset = rows[-1] | summarise(hard)
@@ -292,6 +361,45 @@ def evaluate(
     if json is not None:
         write_rows(json, rows)
     return rows
+
+
+def priced(trained: Trained, env: VectorEnv[Any, Any, Any], seed: int) -> Trained:
+    """The run with a price of thinking, found on episodes that are not held out."""
+    configurator = trained.agent.configurator
+    if configurator.thinking.price is not None:
+        return trained
+    first = HELD_OUT_SEED - 200_000 + 100 * (seed % 1000)
+    generator = torch.Generator().manual_seed(seed)
+    seeds = list(range(first, first + env.num_envs))
+    price = price_for(trained.in_mode("auto"), env, seeds, generator)
+    logger.info("price of thinking: %.4g, for a share of %g", price, configurator.thinking.share)
+    thinking = replace(configurator.thinking, price=price, share=1.0)
+    configurator = replace(configurator, thinking=thinking)
+    return replace(trained, agent=replace(trained.agent, configurator=configurator))
+
+
+def _recorded_gaps(trained: Trained) -> Gaps | None:
+    """The gaps of cost along recorded actions, as the training's diagnostics have them."""
+    report = trained.folder.read_json("diagnostics.json") or {}
+    names = trained.agent.bank.names
+    if not all(f"recorded_gap_{name}_ahead" in report for name in names):
+        return None
+
+    def gap(end: str) -> Gap:
+        means = torch.tensor([report[f"recorded_gap_{name}{end}"] for name in names]).double()
+        return Gap(torch.zeros_like(means), means, torch.ones_like(means))
+
+    return Gaps(gap(""), gap("_ahead"))
+
+
+def _tell(trained: Trained, mode: str | Mode, watch: Watch) -> None:
+    """Log what went on in the mind, and raise the alarm where there is one."""
+    if not trained.folder.packaged:
+        with Metrics(trained.folder) as metrics:
+            for decision, values in watch.curves():
+                metrics.log(f"mind/mode_{mode}", decision, values)
+    if (alarm := watch.sentence()) is not None:
+        logger.warning("%s", alarm)
 
 
 def _where_greedy_fails(
@@ -365,11 +473,16 @@ def distill(
     if trained.folder.packaged:
         raise ValueError(f"{run} ships with the package and is not changed: copy its folder first")
     source = data or trained.arguments["data"] or trained.folder.data
-    states = encode_dataset(trained.agent.model, Dataset.open(source)).states
+    model, bank = trained.agent.model, trained.agent.bank
+    states = encode_dataset(model, Dataset.open(source)).states
     policy = build_policy(trained.agent.model, trained.agent.configurator.task, seed)
     generator = torch.Generator().manual_seed(seed)
     total = distillation.rounds * distillation.problems
-    with Metrics(trained.folder) as metrics, progress_bar("distill: plans", total) as bar:
+    with (
+        Metrics(trained.folder) as metrics,
+        progress_bar("distill: plans", total) as bar,
+        bank.unchanged("distill", readouts=trained.readouts, perception=model.perception),
+    ):
         distill_policy(
             trained.agent,
             policy,
@@ -381,114 +494,3 @@ def distill(
         )
     save_checkpoint(trained.folder.policy, {"policy": policy}, {"seed": seed})
     return trained.folder
-
-
-def act(
-    run: Path,
-    *,
-    mode: Literal[1, 2] = 2,
-    video: Path | None = None,
-    episodes: int = 1,
-    planner: Planner = Gradient(),  # noqa: B008 - frozen
-    cost: Cost = Cost(),  # noqa: B008 - frozen
-    env_options: dict[str, Any] | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    threads: int | None = None,
-    trust: bool = False,
-) -> list[Outcome]:
-    """Let a trained agent act in its environment.
-
-    Args:
-        run: run folder.
-        mode: 1 acts by the policy, 2 plans.
-        video: write a `.gif` or `.mp4` of what happened and what was imagined.
-        episodes: number of held-out episodes.
-        planner: Mode-2's planner; by default the run's.
-        cost: what is minimised; by default the run's.
-        env_options: options of the environment that replace the run's.
-        seed: which block of held-out seeds, and the planner's randomness.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        threads: CPU threads of PyTorch; by default its own choice.
-        trust: allow the run to import classes from outside of `forethought`.
-
-    Returns:
-        Outcomes of the episodes.
-    """
-    set_threads(threads)
-    if video is not None and video.suffix not in {".gif", ".mp4"}:
-        raise ValueError(f"video file {video} must end in .gif or .mp4")
-    if video is not None:
-        check_place(video)
-    trained = load(run, planner=planner, cost=cost, device=device, trust=trust)
-    env = trained.make_env(1, **(env_options or {}))
-    drawn_here = trained.spec.id in envs.GEOMETRIES
-    if video is not None and not drawn_here and env.render_mode != "rgb_array":
-        raise ValueError(
-            f"{trained.spec.id} draws no pictures: leave --video out, or add "
-            "--env-options.render_mode=rgb_array where the environment knows it"
-        )
-    controller = AgentController(trained.in_mode(mode), torch.Generator().manual_seed(seed))
-    seeds, frames = held_out_seeds(episodes, seed), list[np.ndarray]()
-    outcomes: list[Outcome] = []
-    for episode_seed in seeds:
-        path: list[np.ndarray] = []
-
-        def draw(
-            running: np.ndarray,
-            observation: np.ndarray,
-            info: Any,
-            carried: AgentState,
-            path: list[np.ndarray] = path,
-        ) -> None:
-            frames.append(frame_of(trained, env, info, carried, path))
-
-        outcomes += run_episodes(
-            env, controller, [episode_seed], on_step=draw if video is not None else None
-        )
-    if video is not None:
-        pictures.write_video(video, frames)
-    for outcome in outcomes:
-        logger.info(
-            "episode %d: %s after %d environment steps, return %.2f, %.1f ms per decision",
-            outcome.seed,
-            {True: "success", False: "no success", None: "done"}[outcome.success],
-            outcome.decisions * trained.spec.action_repeat,
-            outcome.return_,
-            1000 * float(np.mean(outcome.decision_seconds)),
-        )
-    return outcomes
-
-
-@torch.no_grad()
-def frame_of(
-    trained: Trained, env: Any, info: Any, carried: AgentState, path: list[np.ndarray]
-) -> np.ndarray:
-    """One video frame; Two-Rooms is drawn with the real and the imagined trajectory.
-
-    Args:
-        trained: the run.
-        env: the vector environment, for its own rendering elsewhere.
-        info: what the environment said before the decision.
-        carried: what the agent carries after it.
-        path: positions so far; this one is appended.
-    """
-    geometry = envs.GEOMETRIES.get(trained.spec.id)
-    if geometry is None:
-        return np.asarray(env.render()[0])
-    quantities = {name: np.asarray(value[0], float) for name, value in info["quantities"].items()}
-    path.append(quantities["position"])
-    lines: list[tuple[Any, tuple[int, int, int]]] = [(np.stack(path), pictures.REAL)]
-    if carried.imagined is not None:
-        imagined = trained.readouts(carried.imagined[0])["position"].cpu().numpy()
-        lines.append((np.vstack((quantities["position"], imagined)), pictures.IMAGINED))
-    return np.asarray(
-        envs.draw_scene(
-            geometry,
-            quantities["wall"].item(),
-            quantities["door"].item(),
-            quantities["position"],
-            quantities["goal_position"],
-            paths=lines,
-        )
-    )

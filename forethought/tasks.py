@@ -77,7 +77,13 @@ def task_yaml(task: Task) -> str:
         }
         for name, item in task.terms.items()
     }
+    aims = {
+        name: {"quantity": aim.quantity, "scale": aim.scale, "at": [*aim.at], "weight": aim.weight}
+        for name, aim in task.aims.items()
+    }
     content = {"env": task.env, "goal": task.goal, "end": task.end, "terms": terms}
+    if aims:
+        content["aims"] = aims
     return yaml.safe_dump(content, sort_keys=False)
 
 

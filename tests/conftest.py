@@ -29,6 +29,26 @@ if sys.platform == "linux" and "MUJOCO_GL" not in os.environ and ctypes.util.fin
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Words of the command line: an environment without pictures, and the briefest training.
+LINE = "forethought/DoubleIntegrator-v0"
+LINE_WORDS = [f"--env={LINE}", "--env-options.episode-limit=8"]
+TINY = [
+    "--collection.episodes=4",
+    "--collection.num-envs=4",
+    "--stages.joint.steps=1",
+    "--stages.joint.batch=4",
+    "--stages.joint.unroll=2",
+    "--stages.predictor.steps=1",
+    "--stages.predictor.batch=4",
+    "--stages.predictor.unroll=2",
+    "--stages.readouts.steps=1",
+    "--stages.readouts.unroll=2",
+    "--planner.starts=2",
+    "--planner.iterations=1",
+    "--cost.horizon=2",
+    "--device=cpu",
+]
+
 # Contracts are inherited by tests, so their failed asserts should show values as those of tests do.
 for contract in Path(__file__).parent.glob("*_contract.py"):
     pytest.register_assert_rewrite(contract.stem)
@@ -66,3 +86,15 @@ def generator() -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def line_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny data set, `data`, and a run trained on it, `run`; not to be changed."""
+    import forethought
+
+    folder = tmp_path_factory.mktemp("line")
+    forethought.call("collect", [str(folder / "data"), *LINE_WORDS, "--collection.episodes=4"])
+    words = [f"--run={folder / 'run'}", f"--data={folder / 'data'}", *LINE_WORDS, *TINY]
+    forethought.call("train", words)
+    return folder

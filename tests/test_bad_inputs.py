@@ -23,30 +23,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import LINE, LINE_WORDS, TINY
 from safetensors.numpy import load_file, save_file
 
-import forethought
 from forethought.cli import main
 from forethought.envs import Random, collect, make, shard, spec_of, write_shard
 
-LINE = "forethought/DoubleIntegrator-v0"
-LINE_WORDS = [f"--env={LINE}", "--env-options.episode-limit=8"]
-TINY = [
-    "--collection.episodes=4",
-    "--collection.num-envs=4",
-    "--stages.joint.steps=1",
-    "--stages.joint.batch=4",
-    "--stages.joint.unroll=2",
-    "--stages.predictor.steps=1",
-    "--stages.predictor.batch=4",
-    "--stages.predictor.unroll=2",
-    "--stages.readouts.steps=1",
-    "--stages.readouts.unroll=2",
-    "--planner.starts=2",
-    "--planner.iterations=1",
-    "--cost.horizon=2",
-    "--device=cpu",
-]
 TRAIN_LINE = " ".join(["train --run HERE/new", *LINE_WORDS, *TINY])
 TRAIN_POLE = " ".join(["train --run HERE/new --env CartPole-v1", *TINY])
 
@@ -73,23 +55,15 @@ class Place:
         return [re.sub("RUN|DATA|HERE", lambda m: str(places[m.group()]), w) for w in line.split()]
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("bad"))
-    forethought.call("collect", [str(place.data), *LINE_WORDS, "--collection.episodes=4"])
-    forethought.call("train", [f"--run={place.run}", f"--data={place.data}", *LINE_WORDS, *TINY])
-    config = yaml.safe_load((place.run / "config.yaml").read_text())
-    (place.run / "config.yaml").write_text(yaml.safe_dump(config | {"data": None}))
-    return place
-
-
 @pytest.fixture
-def place(original: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    shutil.copytree(original.run, tmp_path / "run")
-    shutil.copytree(original.data, tmp_path / "data")
+def place(line_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    for name in ("run", "data"):
+        shutil.copytree(line_run / name, tmp_path / name)
+    place = Place(tmp_path)
+    edited(data=None)(place)
     (tmp_path / "a-file").write_text("a file in the place of a folder\n")
     monkeypatch.chdir(tmp_path)
-    return Place(tmp_path)
+    return place
 
 
 def contents(folder: Path) -> dict[Path, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import struct
@@ -20,6 +21,8 @@ from forethought.worldmodel import (
     JEPA,
     Actions,
     AutoPerception,
+    Correction,
+    FiLM,
     GRUPredictor,
     ImagePerception,
     Losses,
@@ -34,6 +37,7 @@ from forethought.worldmodel import (
     read_meta,
     save_checkpoint,
 )
+from forethought.worldmodel.checkpoint import digest
 
 D, A = 4, 2
 
@@ -73,6 +77,15 @@ def mixed_encoder() -> MixedPerception:
 
 
 Shape = tuple[int, ...]
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """With every weight drawn at random: some modules begin as the same whatever the seed."""
+    for weight in module.parameters():
+        nn.init.normal_(weight)
+    return module
+
+
 MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Shape | dict[str, Shape]]]] = {
     "Actions": (lambda: Actions(3, discrete=True, embedding=2), [(5, 3)]),
     "AutoPerception": (lambda: AutoPerception(image_spec(2, 8, 8), latent_dim=D), [(3, 2, 8, 8)]),
@@ -82,6 +95,8 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Shape | dict[str, Shape]]]
     "VectorPerception": (vector_encoder, [(3, 5)]),
     "ResidualMLP": (lambda: ResidualMLP(D, A, hidden=8), [(3, D), (3, A)]),
     "GRUPredictor": (lambda: GRUPredictor(D, A, hidden=8, normalise=True), [(3, D), (3, A)]),
+    "Correction": (lambda: shaken(Correction(D)), [(3, D), (3, D)]),
+    "FiLM": (lambda: shaken(FiLM(2, D)), [(3, D), (3, 2)]),
     "Readouts": (readouts, [(3, D)]),
     "Objective": (objective, [(3, 5, D), (3, 4, D), (3, 4, A)]),
     "mlp": (lambda: mlp(D, [5], 2), [(3, D)]),
@@ -133,6 +148,68 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     weights = one.state_dict()
     assert all(torch.equal(weights[key], value) for key, value in other.state_dict().items())
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_digest_is_that_of_the_weights(name: str, tmp_path: Path) -> None:
+    one, twin, other = seeded_module(name, 0), seeded_module(name, 0), seeded_module(name, 1)
+    assert digest(one) == digest(twin)
+    assert digest(one) != digest(other)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, {"it": one}, {})
+    load_checkpoint(path, {"it": other})
+    assert digest(other) == digest(one)
+    for key, value in twin.state_dict().items():  # a view: one bit of each tensor is flipped
+        bits = value.view(-1).view(torch.uint8)
+        bits[-1] ^= 1
+        assert digest(twin) != digest(one), key
+        bits[-1] ^= 1
+    assert digest(twin) == digest(one)
+
+
+def held(**tensors: torch.Tensor) -> nn.Module:
+    module = nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+    return module
+
+
+def test_the_digest_covers_names_types_and_shapes() -> None:
+    zeros = torch.zeros(4)
+    modules = [
+        held(),
+        held(a=zeros),
+        held(b=zeros),
+        held(a=zeros.view(2, 2)),
+        held(a=zeros.view(1, 4)),
+        held(a=zeros.int()),
+        held(a=zeros.bfloat16()),
+        held(a=zeros[:2].double()),
+        held(a=zeros[:2], b=zeros[:2]),
+        held(a=zeros[:1], b=zeros[:3]),
+        held(a=zeros[0]),
+        held(a=zeros[:1]),
+        held(a=zeros[:0]),
+        held(a=-zeros),
+    ]
+    assert len({digest(module) for module in modules}) == len(modules)
+
+
+def test_the_digest_does_not_mind_order_layout_and_gradient() -> None:
+    a, b = torch.randn(2, 3), torch.randn(2, 3, 4, 4)
+    one = held(a=a, b=b)
+    assert digest(held(b=b, a=a)) == digest(one)
+    assert digest(held(a=a.t().contiguous().t(), b=b)) == digest(one)
+    assert digest(held(a=a, b=b.contiguous(memory_format=torch.channels_last))) == digest(one)
+    linear = nn.Linear(2, 2)
+    assert digest(linear) == digest(linear.requires_grad_(False))
+
+
+def test_the_digest_is_written_out() -> None:
+    """The formula itself, so that it stays the same in another version."""
+    text = b"'a' torch.float32 (2,);" + struct.pack("<2f", 1.0, -2.0)
+    wanted = hashlib.sha256(text).hexdigest()
+    assert digest(held(a=torch.tensor([1.0, -2.0]))) == wanted
 
 
 @pytest.fixture

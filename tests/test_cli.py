@@ -17,18 +17,19 @@ from test_run_folder import TINY, refusal, train
 from torch import nn
 
 import forethought
+from forethought.acting import act
 from forethought.agent import Cost, Distillation
 from forethought.build import Collection, Model, Round, Stages
 from forethought.cli import VERBS, how_to_go_on, main
+from forethought.collecting import collect
 from forethought.completion import completion
 from forethought.demo import demo
 from forethought.describing import data
 from forethought.listing import envs
 from forethought.parser import normalised, packaged_configs, parse, parser_of, refuse_strangers
 from forethought.planners import CEM, MPPI, Gradient
-from forethought.running import act, distill, evaluate
+from forethought.running import distill, evaluate
 from forethought.showing import show
-from forethought.training import collect
 from forethought.training import train as train_verb
 from forethought.worldmodel import Losses
 
@@ -77,8 +78,9 @@ def test_only_the_modules_of_the_verb_are_loaded() -> None:
         "except SystemExit: pass\n"
         "1"
     )
-    names = ("forethought.training", "forethought.running", "forethought.demo", "matplotlib")
-    assert loaded_after(code, *names) == [True, False, False, False]
+    verbs = ("collecting", "training", "running", "demo")
+    names = (*(f"forethought.{verb}" for verb in verbs), "matplotlib")
+    assert loaded_after(code, *names) == [True, False, False, False, False]
 
 
 def test_the_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

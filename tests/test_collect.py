@@ -13,6 +13,7 @@ import pytest
 from env_contract import assert_same
 
 import forethought
+from forethought.collecting import UNTIL
 from forethought.envs import (
     HELD_OUT_SEED,
     Dataset,
@@ -26,7 +27,6 @@ from forethought.envs import (
     make,
     resumable,
 )
-from forethought.training import UNTIL
 
 
 def gather(num_envs: int, episodes: int, policy: Policy, first_seed: int = 100) -> list[Episode]:

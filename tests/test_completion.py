@@ -107,6 +107,16 @@ def test_the_verb_prints_the_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("#compdef forethought\n")
 
 
+def test_both_shells_are_offered_the_same() -> None:
+    """zsh is not on every machine; what it is told is what bash is told, which is tried above."""
+    words = known_words()
+    told = [script(words).split("case $option in", 1)[1] for script in (bash, zsh)]
+    of_bash, of_zsh = (text.split("    [[ -z $names ]]")[0] for text in told)
+    assert of_bash == of_zsh
+    assert "two-rooms" in of_zsh
+    assert "--planner.candidates" in of_zsh
+
+
 def test_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "fish"]) == 2
     said = capsys.readouterr().err

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from typing import Any, get_args
 
 import dm_control.utils.rewards
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import forethought.agent
 from forethought.agent import (
@@ -30,6 +30,7 @@ from forethought.agent import (
     Weighted,
 )
 from forethought.agent.cost.terms import Sigmoid
+from forethought.worldmodel import Readouts
 
 SIGMOIDS = get_args(Sigmoid)
 NONE = torch.zeros(1, 1)
@@ -400,7 +401,7 @@ def test_each_problem_has_its_own_weights() -> None:
 def test_the_bank_keeps_every_leading_axis() -> None:
     bank = IntrinsicCost(tuple(Weighted(name, term) for name, term in EVERY.items()))
     seen = {"x": draw(2, 3, 5, 3), "y": draw(2, 3, 5, 1)}
-    actions = draw(2, 3, 5, 2)
+    actions = draw(2, 3, 5, 2).clamp(-1, 1)
     values = bank.values(seen, actions)
     assert values.shape == (2, 3, 5, len(EVERY))
     for index, term in enumerate(EVERY.values()):
@@ -537,3 +538,337 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
         (Weighted("a", Effort()), Weighted("b", Posture("q[1]", (0.1,)), 0.5, 2.0))
     )
     assert told.stdout.strip() == here.fingerprint()
+
+
+# --- immutable in fact
+
+
+@dataclass(frozen=True)
+class Holding(IntrinsicTerm):
+    """A stranger's term that holds anything, and returns `factor` times the mean action."""
+
+    held: Any = None
+    factor: float = 1.0
+
+    def __call__(self, quantities: Mapping[str, Tensor], action: Tensor) -> Tensor:
+        return self.factor * action.mean(-1)
+
+
+@dataclass(frozen=True)
+class Quiet(IntrinsicTerm):
+    """A stranger's term whose representation hides what it holds."""
+
+    hidden: float = field(default=1.0, repr=False)
+
+    def __call__(self, quantities: Mapping[str, Tensor], action: Tensor) -> Tensor:
+        return self.hidden * action.square().mean(-1)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A record inside of a term."""
+
+    of: Any = (0.5, 0.5)
+
+
+@dataclass
+class Thawed(IntrinsicTerm):
+    limit: float = 1.0
+
+    def __call__(self, quantities: Mapping[str, Tensor], action: Tensor) -> Tensor:
+        return 0 * action.mean(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Learned(nn.Module, IntrinsicTerm):
+    def __post_init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def __call__(self, quantities: Mapping[str, Tensor], action: Tensor) -> Tensor:
+        return 0 * action.mean(-1)
+
+
+class Undecorated(Effort):
+    """Inherits from a frozen record, and takes new attributes all the same."""
+
+
+@dataclass(frozen=True)
+class WithNetwork(IntrinsicTerm):
+    net = nn.Linear(2, 1)
+
+    def __call__(self, quantities: Mapping[str, Tensor], action: Tensor) -> Tensor:
+        found: Tensor = self.net(action).squeeze(-1)
+        return found
+
+
+def bank_of(term: Any) -> IntrinsicCost:
+    return IntrinsicCost((Weighted("mine", term, 0.5, 2.0),))
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (lambda: Holding([1.0]), r"term 'mine'\.held is a list, .*: choose numbers, strings, or"),
+        (lambda: Holding({"a": 1.0}), r"term 'mine'\.held is a dict, which could be changed"),
+        (lambda: Holding({1.0}), r"term 'mine'\.held is a set, which"),
+        (lambda: Holding(np.ones(2)), r"term 'mine'\.held is a ndarray, which"),
+        (lambda: Holding(torch.ones(2)), r"term 'mine'\.held is a Tensor, which"),
+        (lambda: Holding(math.sin), r"term 'mine'\.held is a builtin_function_or_method, which"),
+        (lambda: Holding((1.0, (2.0, [3.0]))), r"term 'mine'\.held\[1\]\[1\] is a list"),
+        (lambda: Holding(Shares([0.5])), r"term 'mine'\.held\.of is a list"),
+        (lambda: Holding(nn.Linear(2, 1)), r"held is the module Linear: .* learns nothing; choose"),
+        (lambda: Holding(nn.Parameter(torch.ones(1))), "held is a tensor that requires grad"),
+        (
+            lambda: Holding(torch.ones(1, requires_grad=True)),
+            "tensor that requires grad: .* learns nothing; choose a tuple of numbers",
+        ),
+        (
+            lambda: Jointly((Effort(), Holding([1.0])), (1.0, 1.0)),
+            r"term 'mine'\.terms\[1\]\.held is a list",
+        ),
+        (lambda: Thawed(), r"'mine' is of the class Thawed, .*: choose @dataclass\(frozen=True\)"),
+        (lambda: Holding(Thawed()), r"term 'mine'\.held is of the class Thawed"),
+        (lambda: Undecorated(), "term 'mine' is an? Undecorated, which could be changed"),
+        (lambda: WithNetwork(), r"term 'mine'\.net is the module Linear"),
+    ],
+)
+def test_what_could_be_trained_or_changed_is_refused(
+    term: Callable[[], IntrinsicTerm], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        bank_of(term())
+
+
+def test_a_term_that_is_a_module_is_refused() -> None:
+    term = object.__new__(Learned)
+    with pytest.raises(ValueError, match=r"term 'mine' is the module Learned: .* learns nothing"):
+        bank_of(term)
+
+
+def test_what_hides_beside_the_fields_is_refused() -> None:
+    term = Holding()
+    object.__setattr__(term, "cache", {})
+    with pytest.raises(ValueError, match=r"term 'mine'\.cache is a dict"):
+        bank_of(term)
+
+
+def test_what_is_no_term_is_refused() -> None:
+    with pytest.raises(TypeError, match="term 'mine' is 3: choose an instance of a subclass of"):
+        bank_of(3)
+    with pytest.raises(TypeError, match=r"terms hold Effort\(\): choose Weighted\(name, term\)"):
+        IntrinsicCost((Effort(),))  # type: ignore[arg-type]
+
+
+def test_numbers_names_and_frozen_records_are_taken() -> None:
+    for held in (None, 1, 2.5, True, "x", (1, ("y", None)), Shares(), Effort(), np.float64(0.5)):
+        assert bank_of(Holding(held)).terms[0].term.held is held  # type: ignore[attr-defined]
+
+
+def test_no_parameter_can_be_registered() -> None:
+    for item in (SAFE, SAFE.terms[0], SAFE.terms[0].term):
+        assert not hasattr(item, "register_parameter")
+        with pytest.raises((FrozenInstanceError, TypeError)):
+            item.weight = nn.Parameter(torch.ones(1))  # type: ignore[union-attr]
+        with pytest.raises((FrozenInstanceError, TypeError)):
+            del item.terms  # type: ignore[union-attr]
+
+
+def test_weights_are_a_copy_that_trains_nothing() -> None:
+    u = SAFE.weights({"danger": 1.0})
+    assert not u.requires_grad
+    before = SAFE.fingerprint()
+    u.requires_grad_()
+    values = SAFE.values({"state": torch.tensor([[3.0]])}, torch.ones(1, 2))
+    (u * values).sum().backward()
+    with torch.no_grad():
+        u -= 10 * u.grad  # type: ignore[operator]
+    assert u.tolist() != SAFE.weights({"danger": 1.0}).tolist() == [0.0, 1.0]
+    assert SAFE.fingerprint() == before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    for name in SAFE.names:
+        with pytest.raises(ValueError, match=rf"'{name}' is {value}: choose it in \["):
+            SAFE.weights({name: value})
+
+
+def test_values_are_bounded_in_fact() -> None:
+    bank = bank_of(Holding(factor=3.0))
+    actions = torch.tensor([[0.1], [1.0], [-1.0], [math.nan]], requires_grad=True)
+    values = bank.values({}, actions)
+    assert values[:3, 0].tolist() == pytest.approx([0.3, 1.0, 0.0])
+    assert bool(values[3].isnan())
+    values[:3].sum().backward()
+    assert actions.grad is not None
+    assert actions.grad[:3, 0].tolist() == [3.0, 0.0, 0.0]
+
+
+def test_at_its_bounds_a_term_keeps_its_slope() -> None:
+    """The best and the worst value are reached, and a gradient must lead away from the worst."""
+    actions = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    IntrinsicCost((Weighted("effort", Effort()),)).values({}, actions).sum().backward()
+    assert actions.grad is not None
+    assert actions.grad.tolist() == [[2.0], [-2.0]]
+
+
+def test_terms_are_held_against_real_data() -> None:
+    actions = torch.tensor([[0.1], [0.9]])
+    SAFE.check({"state": torch.tensor([[0.0], [99.0]])}, actions)
+    with pytest.raises(ValueError, match=r"'mine' lies in \[0.3, 2.7\] on real data: scale it"):
+        bank_of(Holding(factor=3.0)).check({}, actions)
+    with pytest.raises(ValueError, match=r"'mine' lies in \[-0.9, -0.1\] on real data"):
+        bank_of(Holding(factor=-1.0)).check({}, actions)
+    with pytest.raises(ValueError, match=r"'mine' lies in \[nan, nan\]"):
+        bank_of(Holding(factor=math.nan)).check({}, actions)
+
+
+def test_unknown_rows_are_not_held_against_a_term() -> None:
+    wild = bank_of(Danger("x"))
+    wild.check({"x": torch.tensor([[math.nan], [0.5]])}, torch.zeros(2, 1))
+    wild.check({"x": torch.full((2, 1), math.nan)}, torch.zeros(2, 1))
+
+
+# --- the fingerprint, with what the bank reads through
+
+
+def readouts_of(seed: int = 0, **sizes: int) -> Readouts:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Readouts(3, sizes or {"x": 2, "y": 1}, hidden=4)
+
+
+def encoder_of(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(5, 3)
+
+
+READS_X = IntrinsicCost((Weighted("speed", Speed("x[1]")), Weighted("effort", Effort())))
+
+
+def test_the_fingerprint_of_a_packaged_bank_stays() -> None:
+    """Checkpoints hold it: it may change only together with a new format."""
+    bank = IntrinsicCost((Weighted("effort", Effort()),))
+    assert bank.fingerprint() == (
+        "0ad2265a4cccdbe8ee090f682fe55b24428bf4fb33b524b94ab950952475d822"
+    )
+
+
+def test_the_fingerprint_covers_nested_classes() -> None:
+    @dataclass(frozen=True)
+    class Effort(IntrinsicTerm):
+        def __call__(self, quantities: Any, action: Tensor) -> Tensor:
+            return 0 * action.mean(-1)
+
+    Effort.__qualname__ = "Effort"
+    banks = [bank_of(Jointly((term,), (1.0,))) for term in (EVERY["effort"], Effort())]
+    assert repr(banks[0]) == repr(banks[1])
+    assert banks[0].fingerprint() != banks[1].fingerprint()
+    deeper = [
+        bank_of(Jointly((Jointly((t,), (1.0,)),), (1.0,))) for t in (Effort(), EVERY["effort"])
+    ]
+    assert deeper[0].fingerprint() != deeper[1].fingerprint()
+
+
+def test_the_fingerprint_tells_strangers_of_one_name_apart() -> None:
+    def from_module(module: str) -> IntrinsicTerm:
+        @dataclass(frozen=True)
+        class Mine(IntrinsicTerm):
+            def __call__(self, quantities: Any, action: Tensor) -> Tensor:
+                return 0 * action.mean(-1)
+
+        Mine.__module__, Mine.__qualname__ = module, "Mine"
+        return Mine()
+
+    banks = [bank_of(Jointly((from_module(module),), (1.0,))) for module in ("one", "two")]
+    assert repr(banks[0]) == repr(banks[1])
+    assert banks[0].fingerprint() != banks[1].fingerprint()
+
+
+def test_the_fingerprint_covers_what_a_representation_hides() -> None:
+    one, other = bank_of(Quiet(1.0)), bank_of(Quiet(0.5))
+    assert repr(one) == repr(other)
+    assert one.fingerprint() != other.fingerprint()
+    nested = [bank_of(Jointly((Quiet(value),), (1.0,))) for value in (1.0, 0.5)]
+    assert nested[0].fingerprint() != nested[1].fingerprint()
+    assert bank_of(Holding("1")).fingerprint() != bank_of(Holding(1)).fingerprint()
+
+
+def test_tampering_past_the_refusals_shows() -> None:
+    term = Holding((1.0,))
+    bank = bank_of(term)
+    before = bank.fingerprint()
+    object.__setattr__(term, "factor", 0.5)
+    assert bank.fingerprint() != before
+    object.__setattr__(term, "factor", 1.0)
+    assert bank.fingerprint() == before
+    object.__setattr__(bank.terms[0], "floor", 0.0)
+    assert bank.fingerprint() != before
+
+
+def test_the_fingerprint_covers_readouts_and_encoder() -> None:
+    def found(**networks: Any) -> str:
+        given = {"readouts": readouts_of(), "perception": encoder_of()} | networks
+        return READS_X.fingerprint(**given)
+
+    fingerprints = [
+        READS_X.fingerprint(),
+        found(),
+        found(readouts=readouts_of(1)),
+        found(perception=encoder_of(1)),
+        found(readouts=readouts_of(y=1, x=2)),
+        found(readouts=readouts_of(x=1, y=2)),
+    ]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert found() == fingerprints[1]
+    touched = readouts_of()
+    touched.std[0] = torch.nextafter(touched.std[0], torch.tensor(2.0))
+    assert found(readouts=touched) != found()
+
+
+def test_only_what_is_read_counts() -> None:
+    networks = {"readouts": readouts_of(), "perception": encoder_of()}
+    blind = IntrinsicCost((Weighted("effort", Effort()),))
+    assert blind.fingerprint(**networks) == blind.fingerprint()  # type: ignore[arg-type]
+    # SAFE reads the latent state alone: the encoder counts, the readouts do not.
+    through = SAFE.fingerprint(perception=encoder_of())
+    assert through != SAFE.fingerprint()
+    assert SAFE.fingerprint(readouts=readouts_of(7), perception=encoder_of()) == through
+    assert SAFE.fingerprint(perception=encoder_of(1)) != through
+
+
+@pytest.mark.parametrize(
+    ("networks", "message"),
+    [
+        ({"readouts": readouts_of()}, "perception is None, but the cost reads x: choose"),
+        ({"perception": encoder_of()}, "readouts is None, but the cost reads x: choose"),
+        (
+            {"readouts": readouts_of(y=1), "perception": encoder_of()},
+            "the cost reads x, but the readouts tell y: choose",
+        ),
+    ],
+)
+def test_networks_that_are_not_those_read_are_refused(
+    networks: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        READS_X.fingerprint(**networks)
+
+
+def test_training_may_not_touch_what_the_cost_reads() -> None:
+    readouts, encoder = readouts_of(), encoder_of()
+    networks: dict[str, Any] = {"readouts": readouts, "perception": encoder}
+    before = READS_X.fingerprint(**networks)
+    with READS_X.unchanged("distill", **networks):
+        pass
+    with (
+        pytest.raises(
+            RuntimeError,
+            match=rf"distill changed the intrinsic cost, .*{before[:12]} before, .*: keep",
+        ),
+        READS_X.unchanged("distill", **networks),
+    ):
+        next(iter(readouts.layers.parameters())).data.add_(1e-3)
+    with pytest.raises(ZeroDivisionError), READS_X.unchanged("distill", **networks):
+        raise ZeroDivisionError  # what went wrong inside is what is told

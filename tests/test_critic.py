@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from forethought.agent import Critic, CriticStage, lambda_returns, train_critic
+from forethought.agent.cost.critic import _each_returns, later_costs
 from forethought.worldmodel import JEPA, Actions, LatentData, Perception, Predictor
 
 CELLS = 5
 GAMMA = 0.8
 STAGE = CriticStage(steps=400, batch=64, window=6, learning_rate=1e-2, target_rate=0.1)
+SIMPLE = replace(STAGE, form="simple", steps=200)
 TINY = CriticStage(steps=4, batch=8, window=4, target_rate=0.3)
 
 
@@ -55,10 +57,10 @@ def ring() -> JEPA:
     return JEPA(Cell(), Turning(), Actions(3, discrete=True))
 
 
-def critic_of(terms: int = 1, discount: float = GAMMA, seed: int = 0) -> Critic:
+def critic_of(terms: int = 1, discount: float = GAMMA, seed: int = 0, members: int = 1) -> Critic:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Critic(CELLS, terms, discount, hidden=32, layers=1)
+        return Critic(CELLS, terms, discount, hidden=32, layers=1, members=members)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -308,6 +310,158 @@ def test_the_model_is_believed_for_predicted_states() -> None:
         assert float(off) < 0.5 * float(far)
 
 
+# --- the simple form
+
+
+def test_later_costs_by_hand() -> None:
+    """One episode cut off after three actions, then the same one terminated."""
+    path = ([0, 1, 2, 3], [2, 2, 2])
+    table = torch.tensor([[0.0], [0.1], [0.2], [0.3], [0.4]])
+    for terminated, known in ((False, [1, 1, 0, 0]), (True, [1, 1, 1, 0])):
+        data = data_of([path] * 2, terminated=terminated)
+        later, there = later_costs(data, costs_of(data, table), torch.tensor([0.9]), 2)
+        assert there.tolist() == [bool(x) for x in known * 2]
+        expected = [0.2, 0.3, 0.9] if terminated else [0.2, 0.3]
+        for row in (0, 4):
+            found = later[row : row + 4][there[row : row + 4], 0].tolist()
+            assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_the_simple_form_learns_the_cost_at_a_later_time(delay: int) -> None:
+    """Always on, so IC(s_{t+delay}) is that of the cell `delay` further."""
+    data = walks([0.0, 0.0, 1.0], episodes=10, length=12)
+    table = torch.stack((torch.tensor([0.0, 0.1, 1.0, 0.5, 0.0]), torch.linspace(0, 1, CELLS)), 1)
+    stage = replace(SIMPLE, delay=delay)
+    critic = trained(critic_of(2), data, table, stage=stage)
+    found = told(critic) * (1 - GAMMA)
+    assert float((found - table.roll(-delay, 0)).abs().max()) < 0.06
+
+
+def test_the_simple_form_of_a_random_step_is_the_mean() -> None:
+    steps = [0.2, 0.3, 0.5]
+    chain = sum(p * torch.eye(CELLS).roll(by, 1) for p, by in zip(steps, (-1, 0, 1), strict=True))
+    table = torch.eye(CELLS)[:, :1]
+    critic = trained(critic_of(), walks(steps), table, stage=replace(SIMPLE, delay=2))
+    error = (told(critic) * (1 - GAMMA) - chain @ chain @ table).abs()  # of 0.04 to 0.33
+    assert float(error.max()) < 0.1
+    assert float(error.mean()) < 0.05
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_the_simple_form_knows_the_end(end: float) -> None:
+    data = data_of([([0, 1, 2, 3], [2, 2, 2])] * 4, terminated=True)
+    critic = trained(
+        critic_of(),
+        data,
+        torch.full((CELLS, 1), 0.2),
+        stage=replace(SIMPLE, delay=2),
+        end=torch.tensor([end]),
+    )
+    found = told(critic)[:3, 0] * (1 - GAMMA)
+    torch.testing.assert_close(found, torch.tensor([0.2, 0.2, end]), atol=0.05, rtol=0)
+
+
+def test_a_delay_beyond_every_episode_is_refused() -> None:
+    data, stage = data_of([([0, 1], [2])]), replace(TINY, form="simple", delay=3)
+    with pytest.raises(ValueError, match=r"stages.critic.delay is 3, but .* has 1 actions"):
+        trained(critic_of(), data, torch.eye(CELLS)[:, :1], stage=stage)
+
+
+# --- an ensemble
+
+
+def test_one_member_is_called_as_before() -> None:
+    """Checkpoints of a critic without members fit; those of more have another shape."""
+    names = {
+        f"{part}.{i}.{w}" for part in ("layers", "slow") for i in (0, 2) for w in ("weight", "bias")
+    }
+    assert set(critic_of().state_dict()) == names
+    assert not set(critic_of(members=2).state_dict()) & names
+
+
+def test_an_ensemble_is_the_mean_of_its_members() -> None:
+    critic, state = critic_of(2, members=3), torch.randn(4, 7, CELLS, generator=seeded())
+    alone = []
+    for member in critic.layers:
+        one = critic_of(2)
+        one.layers.load_state_dict(member.state_dict())
+        alone.append(one(state))
+    assert not torch.equal(alone[0], alone[1])
+    stacked = torch.stack(alone)
+    assert critic.averages(state).shape == (3, 4, 7, 2)
+    torch.testing.assert_close(critic(state), stacked.mean(0))
+    torch.testing.assert_close(critic.average(state), stacked.mean(0) * (1 - GAMMA))
+    torch.testing.assert_close(critic.spread(state), stacked.std(0, correction=0))
+    assert torch.equal(critic.averages(state, slow=True), critic.averages(state))
+
+
+def test_the_spread_has_a_gradient_and_is_0_where_members_agree() -> None:
+    state = torch.randn(3, CELLS, generator=seeded(), dtype=torch.float64, requires_grad=True)
+    critic = critic_of(members=3).double()
+    assert torch.autograd.gradcheck(critic.spread, (state,))
+    for agreed in (critic_of().double(), critic):
+        spread = agreed.spread(1e6 * state if agreed is critic else state)
+        (gradient,) = torch.autograd.grad(spread.sum(), state)
+        assert bool(gradient.isfinite().all())
+    assert critic_of()(state.float()).shape == critic_of().spread(state.float()).shape
+    assert not critic_of().spread(state.float()).any()
+    broken = state.detach().clone()
+    broken[1] = torch.nan
+    assert critic.spread(broken).isnan().squeeze(1).tolist() == [False, True, False]
+
+
+def test_every_member_learns_by_itself() -> None:
+    """Always on, a cost in one cell: without noise all members come to the same values."""
+    data, table = walks([0.0, 0.0, 1.0], episodes=10, length=12), torch.eye(CELLS)[:, 2:3]
+    true = GAMMA ** torch.tensor([1.0, 0.0, 4.0, 3.0, 2.0])[:, None] / (1 - GAMMA**CELLS)
+    critic = trained(critic_of(members=3), data, table, stage=replace(STAGE, steps=250))
+    with torch.no_grad():
+        each = critic.averages(torch.eye(CELLS)) / (1 - GAMMA)
+        assert float((each - true).abs().max()) < 0.05
+        known = critic.spread(torch.eye(CELLS)).max()
+        far = critic.spread(-torch.eye(CELLS)).min()
+    assert float(far) > 5 * float(known)  # where nothing was seen they differ
+
+
+def test_every_member_has_targets_of_its_own() -> None:
+    costs, values = torch.rand(4, 5, 2, generator=seeded()), torch.rand(3, 4, 5, 2)
+    last = torch.zeros(4, 5, dtype=torch.bool)
+    last[1, 2] = last[2, 4] = True
+    rest = (torch.ones(2), 0.9, 0.7)
+    found = _each_returns(costs, values, last, *rest, last.roll(1, 0))
+    for member, own in enumerate(values):
+        alone = lambda_returns(costs, own, last, *rest, last.roll(1, 0))
+        assert torch.equal(found[member], alone)
+
+
+def test_a_member_does_not_see_the_episodes_that_are_not_for_it() -> None:
+    """Episodes 0 and 2 are not for member 0, episode 1 is not for member 1."""
+    paths = [([0, 1], [2]), ([2, 3], [2]), ([0, 1], [2])]
+    table = torch.tensor([[0.0], [1.0], [0.0], [0.0], [0.0]])
+    stage = replace(SIMPLE, window=1, delay=1)
+    brief, critic = replace(stage, steps=30), critic_of(members=2)
+    before = critic.averages(torch.eye(CELLS)).detach()
+    trained(critic, data_of(paths), table, stage=stage)
+    after = critic.averages(torch.eye(CELLS)).detach()
+    assert float((after[1, 0] - 1).abs()) < 0.05  # saw what cell 0 leads to
+    assert float(after[0, 0]) < 0.6  # did not
+    assert float(after[0, 2]) < 0.05
+    assert float(after[1, 2]) > float(before[1, 2]) - 0.2
+    for members in (1, 2, 5):  # one episode is for all
+        alone = trained(critic_of(members=members), data_of(paths[:1]), table, stage=brief)
+        moved = alone.averages(torch.eye(CELLS)[:1]) - critic_of(members=members).averages(
+            torch.eye(CELLS)[:1]
+        )
+        assert moved.abs().min() > 0.05
+
+
+@pytest.mark.parametrize("members", [0, -1])
+def test_a_critic_has_members(members: int) -> None:
+    with pytest.raises(ValueError, match=f"members is {members}: choose 1 or more"):
+        Critic(2, 1, 0.9, members=members)
+
+
 # --- how it learns
 
 
@@ -380,19 +534,23 @@ OTHER: dict[str, Any] = {
     "trace": 0.1,
     "target_rate": 0.9,
     "learning_rate": 2e-3,
+    "form": "simple",
+    "delay": 2,
 }
+ELSEWHERE = {"source"}  # whoever hands over the experience reads it
 
 
 def test_every_option_is_tried_below() -> None:
-    assert set(OTHER) == {field.name for field in fields(CriticStage)}
+    assert set(OTHER) | ELSEWHERE == {field.name for field in fields(CriticStage)}
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_option_changes_behaviour(name: str) -> None:
     data, table = walks([0.3, 0.3, 0.4]), torch.eye(CELLS)[:, :1]
+    base = replace(TINY, form="simple") if name == "delay" else TINY
     one, other = (
         weights(trained(critic_of(), data, table, stage=stage).layers)
-        for stage in (TINY, replace(TINY, **{name: OTHER[name]}))
+        for stage in (base, replace(base, **{name: OTHER[name]}))
     )
     assert not torch.equal(one, other)
 
@@ -432,6 +590,9 @@ def test_no_steps_leave_everything_as_it_is() -> None:
         ({"target_rate": float("nan")}, "stages.critic.target_rate is nan"),
         ({"learning_rate": 0.0}, "stages.critic.learning_rate is 0.0: choose it above 0, finite"),
         ({"learning_rate": float("inf")}, "stages.critic.learning_rate is inf"),
+        ({"form": "plain"}, r"stages.critic.form is 'plain': choose one of \('td', 'simple'\)"),
+        ({"delay": 0}, "stages.critic.delay is 0: choose 1 or more"),
+        ({"source": "disk"}, r"stages.critic.source is 'disk': choose one of \('episodes', 'memo"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

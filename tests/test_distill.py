@@ -9,7 +9,10 @@ import pytest
 import torch
 from test_agent import (
     CALM,
+    EFFORT,
+    STEP,
     Plane,
+    Pushing,
     agent_of,
     critic_of,
     exact,
@@ -19,6 +22,7 @@ from test_agent import (
     seeded,
     success,
 )
+from test_loop import FROM, PAIRS, TO, at, ring_agent, ring_policy, way
 from torch import Tensor
 
 from forethought.agent import (
@@ -32,11 +36,16 @@ from forethought.agent import (
     distill,
     label,
 )
+from forethought.agent.distill import JUDGED, Support, imagine
+from forethought.envs.linear import LinearQuadratic, optimal_cost
 from forethought.planners import Gradient, Plan, Planner, Problem, evaluate
 from forethought.worldmodel import NonFiniteLossError
 
 QUICK = Distillation(rounds=2, problems=96, batch=48, steps=150, minibatch=128, learning_rate=3e-3)
 TINY = Distillation(rounds=3, problems=6, batch=4, steps=3, minibatch=8)
+DESCENT = replace(QUICK, arm="gradient", batch=64, steps=200)
+BRIEF = replace(TINY, arm="gradient")
+ARMS = pytest.mark.parametrize("how", [TINY, BRIEF], ids=lambda how: how.arm)
 STATES = torch.as_tensor(points(200, 7))
 
 
@@ -85,7 +94,8 @@ def test_a_policy_without_goals_is_distilled() -> None:
     assert reached[1] > 0.9
 
 
-def test_only_the_policy_learns() -> None:
+@ARMS
+def test_only_the_policy_learns(how: Distillation) -> None:
     readouts, critic = readouts_of(), critic_of(4, 0.8)
     agent = agent_of(
         Gradient(starts=2, iterations=4),
@@ -95,13 +105,19 @@ def test_only_the_policy_learns() -> None:
         critic=critic,
     )
     before, fingerprint = exact(), agent.bank.fingerprint()
+    agent.model.predictor.requires_grad_(False)
     policy = policy_of()
-    result = distill(agent, policy, STATES, TINY, seeded())
+    result = distill(agent, policy, STATES, how, seeded())
     assert same(agent.model, before)
     assert same(readouts, readouts_of())
     assert same(critic, critic_of(4, 0.8))
     for module in (agent.model, readouts, critic):
         assert all(parameter.grad is None for parameter in module.parameters())
+    # Who may learn afterwards is who might before.
+    assert all(parameter.requires_grad for parameter in readouts.parameters())
+    assert all(parameter.requires_grad for parameter in agent.model.perception.parameters())
+    assert not any(parameter.requires_grad for parameter in agent.model.predictor.parameters())
+    assert not any(parameter.requires_grad for parameter in critic.slow.parameters())
     assert agent.bank.fingerprint() == fingerprint
     assert not same(policy, policy_of())
     assert result == replace(agent, policy=policy)
@@ -269,12 +285,249 @@ def test_reports() -> None:
     assert all({"imitation", "error", "learning_rate"} <= names for _, names in logged)
 
 
-def test_twins() -> None:
-    assert same(distilled(TINY), distilled(TINY))
-    assert not same(distilled(TINY), distilled(TINY, seed=1))
+@ARMS
+def test_twins(how: Distillation) -> None:
+    assert same(distilled(how), distilled(how))
+    assert not same(distilled(how), distilled(how, seed=1))
+
+
+def test_the_arm_of_labels_is_what_it_was() -> None:
+    """Numbers of the version that knew no other arm."""
+    logged: list[float] = []
+    distilled(TINY, on_step=lambda _, values: logged.append(values["imitation"]))
+    assert logged == pytest.approx([0.108146, 0.159028, 0.176903], rel=1e-4)
+
+
+# --- the gradient of the imagined energy
+
+
+def test_the_gradient_arm_finds_the_linear_quadratic_optimum() -> None:
+    """Distance to the goal and effort in a linear world: the lowest energy is known."""
+    agent = agent_of(cost=Cost(horizon=6, discount=1.0), task=EFFORT)
+    one, goals = 0.4 * STATES[:100], 0.4 * torch.as_tensor(points(100, 8))
+    squares = torch.eye(2).numpy() / 2  # means over two components
+    world = LinearQuadratic(2 * squares, 2 * STEP * squares, squares, 0.5 * squares, squares)
+    error = (one - goals).double().numpy()
+    # The energy counts no distance at the start, which no action changes.
+    best = float((optimal_cost(world, error, 6) - (error**2).sum(1) / 2).mean())
+    policy, reached = policy_of(), []
+    for learn in (False, True):
+        if learn:
+            distill(agent, policy, 0.4 * STATES, replace(DESCENT, support=0.0), seeded())
+        with torch.no_grad():
+            reached.append(float(imagine(agent, policy, one, goals)[0].mean()))
+    assert reached[0] > 1.5 * best
+    assert best * (1 - 1e-6) < reached[1] < 1.02 * best
+
+
+def test_the_gradient_of_the_imagined_energy_is_that_of_finite_differences() -> None:
+    """Through every action, and through the states in which later actions are taken."""
+    task = replace(CALM, goal=True)
+    parts = {"readouts": readouts_of().double(), "critic": critic_of(4, 0.8).double()}
+    agent = agent_of(cost=Cost(horizon=5), task=task, **parts)  # type: ignore[arg-type]
+    agent.model.double()
+    policy = policy_of().double()
+    states, goals = STATES[:6].double(), STATES[6:12].double()
+    energy = imagine(agent, policy, states, goals)[0].mean()
+    slopes = torch.autograd.grad(energy, list(policy.parameters()))
+    step = 1e-5
+    for parameter, slope in zip(policy.parameters(), slopes, strict=True):
+        where = int(slope.abs().argmax())
+        flat = parameter.data.view(-1)
+        sides = []
+        for sign in (1, -1):
+            flat[where] += sign * step
+            with torch.no_grad():
+                sides.append(float(imagine(agent, policy, states, goals)[0].mean()))
+            flat[where] -= sign * step
+        measured = (sides[0] - sides[1]) / (2 * step)
+        assert float(slope.view(-1)[where]) == pytest.approx(measured, rel=1e-5)
+
+
+def test_the_imagined_energy_is_that_of_the_plan() -> None:
+    agent = agent_of(cost=Cost(horizon=4), task=EFFORT)
+    policy, states, goals = policy_of(), STATES[:5], STATES[5:10]
+    energy, path = imagine(agent, policy, states, goals)
+    setting = agent.configurator.configure(goals, 5, states.device)
+    actions = policy.rollout(agent.model, states, setting.context, 4)[0]
+    expected, after = evaluate(agent.problem(setting, states), actions[:, None])
+    torch.testing.assert_close(energy, expected[:, 0])
+    torch.testing.assert_close(path, after[:, 0])  # type: ignore[index]
+
+
+def test_a_discrete_policy_is_imagined_by_its_probabilities() -> None:
+    agent, policy = ring_agent(), ring_policy()
+    start, goal = at([0, 1, 2]), at([3, 3, 3])
+    energy, path = imagine(agent, policy, start, goal)
+    setting = agent.configurator.configure(goal, 3, start.device)
+    soft, state = [], start
+    for _ in range(4):
+        soft.append(policy.scores(state, setting.context).softmax(-1))
+        state = agent.model.predict(state, soft[-1])
+    expected, after = evaluate(agent.problem(setting, start), torch.stack(soft, 1)[:, None])
+    torch.testing.assert_close(energy, expected[:, 0])
+    torch.testing.assert_close(path, after[:, 0])  # type: ignore[index]
+
+
+def test_a_discrete_policy_learns_from_the_gradient() -> None:
+    """Left and right are worth the same from the opposite cell, where a mixture can be stuck."""
+    agent, states, policy = ring_agent(), at(list(range(8))), ring_policy()
+    how = Distillation("gradient", rounds=1, problems=64, batch=64, steps=200, learning_rate=1e-2)
+    right = []
+    for learn in (False, True):
+        if learn:
+            distill(agent, policy, states, how, seeded())
+        chosen = policy(at(FROM), {"goal": at(TO)})
+        right.append(
+            sum(
+                int(action) in {path[0] for path in way(*pair)}
+                for action, pair in zip(chosen, PAIRS, strict=True)
+            )
+        )
+    assert len(PAIRS) == 16
+    assert right[0] <= 10
+    assert right[1] >= 14
+
+
+WALLED = Task({"there": TaskTerm(Posture("state", (2.0, 0.0), scale=0.5))})
+"""Go right. The data end at x = 1, where the world has a wall that the model has never seen."""
+
+
+@pytest.mark.parametrize(("support", "least", "most"), [(0.0, 1.6, 2.4), (10.0, 0.7, 1.2)])
+def test_support_keeps_the_policy_where_the_data_are(
+    support: float, least: float, most: float
+) -> None:
+    agent = agent_of(cost=Cost(horizon=12, discount=1.0), task=WALLED)
+    policy = policy_of(goal=False)
+    how = replace(DESCENT, rounds=1, support=support)
+    distill(agent, policy, STATES, how, seeded())
+    with torch.no_grad():
+        reached = imagine(agent, policy, STATES[:100], None)[1][:, -1, 0]
+    assert least < float(reached.quantile(0.1))
+    assert float(reached.quantile(0.9)) < most
+
+
+def test_support_by_hand() -> None:
+    """A row of states one apart: everyone has a neighbour at distance 1."""
+    row = torch.stack((torch.arange(5.0), torch.zeros(5)), dim=1)
+    support = Support.of(row, seeded())
+    assert sorted(support.anchors[:, 0].tolist()) == [0, 1, 2, 3, 4]
+    assert (support.slack, support.scale) == (1.0, 2.0)
+    states = torch.tensor([[[2.0, 0.0], [2.5, 0.5], [2.0, 0.9]], [[2.0, 3.0], [7.0, 0.0], [0, -2]]])
+    expected = torch.tensor([[0.0, 0.0, 0.0], [4.0, 4.0, 1.5]])
+    torch.testing.assert_close(support.penalty(states), expected)
+    moved = states.clone().requires_grad_()
+    torch.autograd.backward(support.penalty(moved).sum())
+    assert moved.grad is not None
+    assert torch.equal(moved.grad[0], torch.zeros(3, 2))
+    torch.testing.assert_close(moved.grad[1], torch.tensor([[0.0, 3.0], [3.0, 0.0], [0.0, -2.0]]))
+
+
+def test_support_needs_two_states() -> None:
+    with pytest.raises(ValueError, match="states has 1 rows: give 2 or more, or set support to 0"):
+        distilled_from(STATES[:1], BRIEF)
+    distilled_from(STATES[:1], replace(BRIEF, support=0.0))
+
+
+class Cracked(Pushing):
+    """Not a number, with derivatives to match, where x is beyond `edge`."""
+
+    edge = 0.5
+
+    def forward(
+        self, state: Tensor, action: Tensor, latent: Any = None, context: Any = None
+    ) -> Any:
+        return super().forward(state, action) + 0 * (self.edge - state[:, :1]).sqrt()
+
+
+def distilled_from(states: Tensor, how: Distillation, edge: float = 9.0, **options: Any) -> Policy:
+    agent, policy = agent_of(cost=Cost(horizon=4)), policy_of()
+    agent.model.predictor = Cracked()
+    agent.model.predictor.edge = edge
+    distill(agent, policy, states, how, seeded(), **options)
+    return policy
+
+
+def test_roll_outs_that_are_not_finite_are_left_out() -> None:
+    logged: list[dict[str, float]] = []
+    how = replace(BRIEF, rounds=1, problems=64, batch=64)
+    policy = distilled_from(STATES, how, 0.5, on_step=lambda _, values: logged.append(values))
+    assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
+    assert not same(policy, policy_of())
+    assert 0.2 < logged[-1]["lost"] < 0.8
+    for name in ("imagined", "support", "energy"):
+        assert 0 <= logged[-1][name] < 100
+
+
+def test_no_finite_roll_out_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match="every roll-out of the policy has a non-finite energy"):
+        distilled_from(STATES, BRIEF, -9.0)
+
+
+# --- what is logged
+
+
+def test_both_arms_are_measured_on_the_same_starts() -> None:
+    """A planner that always plans the same, and a policy that always does that: the same energy."""
+    logged: dict[str, list[dict[str, float]]] = {"labels": [], "gradient": []}
+    for arm, values in logged.items():
+        how = replace(TINY, arm=arm, rounds=2, learning_rate=1e-9)  # type: ignore[arg-type]
+        distill(
+            answering(action=0.5),
+            always(0.5),
+            STATES,
+            how,
+            seeded(),
+            on_step=lambda _, found, values=values: values.append(found),  # type: ignore[misc]
+        )
+    steady = [found for values in logged.values() for found in values]
+    assert len(steady) == 4
+    planned = steady[0]["planner_energy"]
+    for found in steady:
+        assert found["planner_energy"] == planned
+        assert found["energy"] == pytest.approx(planned, rel=1e-4)
+        assert found["lost"] == 0.0
+    assert {"imagined", "support"} <= set(logged["gradient"][0])
+
+
+def test_energy_falls_towards_the_planners() -> None:
+    logged: list[dict[str, float]] = []
+    agent = agent_of(Gradient(starts=2, iterations=15), cost=Cost(horizon=4))
+    how = replace(DESCENT, rounds=1)
+    distill(agent, policy_of(), STATES, how, seeded(), lambda _, found: logged.append(found))
+    assert len(logged) == 4
+    first, last = logged[0]["energy"], logged[-1]["energy"]
+    planned = logged[-1]["planner_energy"]
+    assert last - planned < 0.25 * (first - planned)
+
+
+def test_plans_that_are_not_finite_are_in_no_mean() -> None:
+    found: list[dict[str, float]] = []
+    for broken in (0, JUDGED // 2, JUDGED):
+        agent = answering(broken=tuple(range(broken)))
+        how = replace(BRIEF, rounds=1, steps=1)
+        distill(agent, always(0.5), STATES, how, seeded(), lambda _, values: found.append(values))
+    assert 0 < found[0]["planner_energy"] < 10
+    assert 0 < found[1]["planner_energy"] < 10
+    assert found[1]["planner_energy"] != found[0]["planner_energy"]
+    assert "planner_energy" not in found[2]
+
+
+@ARMS
+def test_looking_changes_nothing(how: Distillation) -> None:
+    assert same(distilled(how), distilled(how, on_step=lambda step, values: None))
+
+
+def test_reports_of_the_gradient_arm() -> None:
+    logged: list[int] = []
+    planned: list[int] = []
+    distilled(BRIEF, on_step=lambda step, _: logged.append(step), on_progress=planned.append)
+    assert planned == [4, 2, 4, 2, 4, 2]
+    assert logged == [3, 6, 9]
 
 
 OTHER = {
+    "arm": "gradient",
     "rounds": 2,
     "keep": 1,
     "problems": 7,
@@ -285,16 +538,28 @@ OTHER = {
     "decay": 0.5,
     "fresh": 0.9,
 }
+"""Another value of every option that `labels` knows."""
+
+OF_GRADIENT = {
+    name: OTHER[name] for name in ("rounds", "problems", "batch", "steps", "learning_rate", "fresh")
+} | {"support": 500.0}
+"""And of those of `gradient`."""
 
 
 def test_every_option_is_tried_below() -> None:
-    assert set(OTHER) == {field.name for field in fields(Distillation)}
+    assert set(OTHER) | set(OF_GRADIENT) == {field.name for field in fields(Distillation)}
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_option_changes_behaviour(name: str) -> None:
     how = replace(TINY, **{name: OTHER[name]})  # type: ignore[arg-type]
     assert not same(distilled(TINY), distilled(how))
+
+
+@pytest.mark.parametrize("name", OF_GRADIENT)
+def test_every_option_changes_the_gradient_arm(name: str) -> None:
+    how = replace(BRIEF, **{name: OF_GRADIENT[name]})  # type: ignore[arg-type]
+    assert not same(distilled(BRIEF), distilled(how))
 
 
 @pytest.mark.parametrize(
@@ -306,8 +571,16 @@ def test_every_option_changes_behaviour(name: str) -> None:
         ("fresh", -0.1),
         ("fresh", 1.1),
         ("fresh", float("nan")),
+        ("support", -1.0),
+        ("support", float("nan")),
+        ("support", float("inf")),
     ],
 )
 def test_wrong_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"distillation.{name} is {value}"):
         Distillation(**{name: value})  # type: ignore[arg-type]
+
+
+def test_an_unknown_arm_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"distillation.arm is 'both': choose labels or gradient"):
+        Distillation("both")  # type: ignore[arg-type]

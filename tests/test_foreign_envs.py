@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
@@ -12,7 +13,7 @@ import pytest
 from env_contract import EnvContract, assert_same
 from gymnasium import spaces
 
-from forethought.envs import RenderingError, make, spec_of
+from forethought.envs import Random, RenderingError, collect_to, make, options_of, spec_of
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +57,13 @@ class TestControlRepeated(ForeignEnvContract):
 
     id = "dm_control/ball_in_cup-catch"
     options: ClassVar[dict[str, Any]] = {"action_repeat": 3, "frame_stack": 2}
+
+
+class TestControlLengthened(ForeignEnvContract):
+    """Changed dynamics beside the other options."""
+
+    id = "dm_control/pendulum-swingup"
+    options: ClassVar[dict[str, Any]] = {"lengthen": {"pole": 1.3}, "action_repeat": 2}
 
 
 @pytest.mark.usefixtures("rendering")
@@ -212,6 +220,157 @@ def test_without_a_renderer_the_error_says_what_to_do() -> None:
     assert "observe='vector'" in done.stdout
 
 
+# --- dm_control, with bodies that are longer.
+
+
+def model_of(name: str, **options: Any) -> Any:
+    """MuJoCo's compiled model of a task."""
+    return make(f"dm_control/{name}", 1, **options).simulators[0]._physics.model.ptr
+
+
+def period_of(factor: float) -> float:
+    """Seconds of a small oscillation of the pendulum about its lowest point, simulated finely."""
+    physics = make("dm_control/pendulum-swingup", lengthen={"pole": factor}).simulators[0]._physics
+    physics.model.opt.timestep = 5e-4
+    physics.data.qpos[0] = np.pi + 0.05
+    angles = []
+    for _ in range(8000):
+        physics.step()
+        angles.append(float(physics.data.qpos[0]) - np.pi)
+    sides = np.sign(angles)
+    crossings = 1 + np.flatnonzero(sides[1:] != sides[:-1])
+    return 2 * 5e-4 * float(np.diff(crossings).mean())
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.3, 2.0])
+def test_a_longer_pendulum_swings_as_slowly_as_physics_says(factor: float) -> None:
+    """A ball of 1 kg and 0.05 m at 0.5 m times the factor, and a hinge with damping of 0.1."""
+    length = 0.5 * factor
+    inertia = length**2 + 0.4 * 0.05**2
+    angular = np.sqrt(9.81 * length / inertia - (0.1 / (2 * inertia)) ** 2)
+    assert period_of(factor) == pytest.approx(2 * np.pi / angular, rel=2e-3)
+
+
+def test_a_longer_pole_keeps_its_density() -> None:
+    """A capsule of radius 0.045 and 1 m between its ends: volume and inertia by the book."""
+
+    def of_a_capsule(length: float, density: float) -> tuple[float, float]:
+        radius = 0.045
+        rod = density * np.pi * radius**2 * length
+        ends = density * np.pi * radius**3 * 4 / 3
+        across = rod * (length**2 / 12 + radius**2 / 4)
+        # Each half ball: 83/320 m r^2 about its own centre of mass, 3/8 r beyond the rod's end.
+        across += ends * (83 / 320 * radius**2 + (length / 2 + 3 / 8 * radius) ** 2)
+        return rod + ends, across
+
+    density = 0.1 / of_a_capsule(1.0, 1.0)[0]
+    for factor in (0.5, 1.3, 2.0):
+        model = model_of("cartpole-swingup", lengthen={"pole_1": factor})
+        pole, cart = model.body("pole_1"), model.body("cart")
+        mass, across = of_a_capsule(factor, density)
+        np.testing.assert_allclose(pole.mass, mass, rtol=1e-6)
+        np.testing.assert_allclose(pole.inertia[:2], across, rtol=1e-6)
+        np.testing.assert_allclose(pole.ipos, [0, 0, factor / 2], atol=1e-6)
+        np.testing.assert_allclose(cart.mass, 1.0)
+
+
+def test_what_hangs_on_a_longer_body_moves_along() -> None:
+    model = model_of("cartpole-two_poles", lengthen={"pole_1": 1.5})
+    np.testing.assert_allclose(model.body("pole_2").pos, [0, 0, 1.5])
+    np.testing.assert_allclose(model.geom("pole_2").size[:2], [0.045, 0.5])
+    pendulum = model_of("pendulum-swingup", lengthen={"pole": 1.5})
+    np.testing.assert_allclose(pendulum.geom("mass").pos, [0, 0, 0.75])
+    np.testing.assert_allclose(pendulum.geom("mass").size[0], 0.05)
+    # The axle lies across, so that it stays as it is.
+    np.testing.assert_allclose(pendulum.geom("base").size[:2], [0.021, 0.03])
+
+
+def test_geoms_at_an_angle_are_stretched_from_end_to_end() -> None:
+    """The cup's parts lie along two axes and between them."""
+
+    def ends(model: Any, name: str) -> np.ndarray:
+        geom = model.geom(name)
+        rotation = np.zeros(9)
+        sys.modules["mujoco"].mju_quat2Mat(rotation, geom.quat)
+        half = rotation.reshape(3, 3)[:, 2] * geom.size[1]
+        return np.stack([geom.pos + half, geom.pos - half])
+
+    before = model_of("ball_in_cup-catch")
+    after = model_of("ball_in_cup-catch", lengthen={"cup": 1.5})
+    stretched = {}
+    for index in range(5):
+        name = f"cup_part_{index}"
+        stretched[name] = [np.ptp(ends(model, name), axis=0) for model in (before, after)]
+    moved = np.stack([pair[1] - pair[0] for pair in stretched.values()])
+    grown = [axis for axis in range(3) if np.abs(moved[:, axis]).max() > 1e-3]
+    assert len(grown) == 1  # along one axis of the cup only, though its parts lie at all angles
+    for one, other in stretched.values():
+        assert other[grown[0]] == pytest.approx(1.5 * one[grown[0]], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cartpole-swingup", "pendulum-swingup", "humanoid-walk"])
+def test_a_factor_of_almost_one_changes_almost_nothing(name: str) -> None:
+    """So that nothing but the lengths changes on the way through the description."""
+    plain = model_of(name)
+    body = {"cartpole-swingup": "pole_1", "pendulum-swingup": "pole"}.get(name, "torso")
+    near = model_of(name, lengthen={body: 1 + 1e-9})
+    assert near is not plain
+    for field in ("body_mass", "body_inertia", "body_pos", "geom_size", "geom_pos", "dof_damping"):
+        np.testing.assert_allclose(getattr(near, field), getattr(plain, field), atol=2e-5)
+    for field in ("nq", "nv", "nu", "nbody", "ngeom", "nsensor", "ncam"):
+        assert getattr(near, field) == getattr(plain, field)
+
+
+def test_a_factor_of_one_is_the_same_environment() -> None:
+    plain = make("dm_control/cartpole-swingup", 2)
+    one = make("dm_control/cartpole-swingup", 2, lengthen={"pole_1": 1.0})
+    longer = make("dm_control/cartpole-swingup", 2, lengthen={"pole_1": 1.3})
+    outcomes = []
+    for env in (plain, one, longer):
+        env.reset(seed=0)
+        for _ in range(30):
+            observations = env.step(np.ones((2, 1)))[0]
+        outcomes.append(observations)
+    assert_same(outcomes[0], outcomes[1])
+    assert np.abs(outcomes[0] - outcomes[2]).max() > 0.01
+
+
+def test_lengthening_is_an_option_like_others(tmp_path: Path) -> None:
+    name = "dm_control/cartpole-swingup"
+    options = {"lengthen": {"pole_1": 1.3}, "episode_limit": 20}
+    assert options_of(name)[0]["lengthen"] is None
+    assert spec_of(make(name, **options)).options == options
+    collect_to(tmp_path, name, Random(), 2, options=options, workers=1)
+    other = {**options, "lengthen": {"pole_1": 1.4}}
+    with pytest.raises(ValueError, match=r"'lengthen': \{'pole_1': 1.3\}"):
+        collect_to(tmp_path, name, Random(), 3, options=other, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("lengthen", "message"),
+    [
+        ({"pole": 1.3}, "lengthen names pole: the bodies of .* are cart, pole_1"),
+        ({"pole_1": 0}, "lengthen.pole_1 is 0: choose a number above 0"),
+        ({"pole_1": float("nan")}, "lengthen.pole_1 is nan"),
+        ({"pole_1": "long"}, "lengthen.pole_1 is 'long'"),
+        ({"pole": 1.0}, "lengthen names pole: "),
+        (1.3, "lengthen is 1.3: give factors by body"),
+    ],
+)
+def test_wrong_lengths_are_refused(lengthen: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make("dm_control/cartpole-swingup", lengthen=lengthen)
+
+
+def test_bodies_that_cannot_be_stretched_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"lengthen.pointmass is 1.2: the body has no capsule"):
+        make("dm_control/point_mass-easy", lengthen={"pointmass": 1.2})
+    with pytest.raises(ValueError, match=r"lengthen.torso is 1.2: its inertia is not"):
+        make("dm_control/cheetah-run", lengthen={"torso": 1.2})
+    with pytest.raises(ValueError, match=r"lengthen.torso is 1.2: .* lies at an angle"):
+        make("dm_control/fish-swim", lengthen={"torso": 1.2})
+
+
 # --- Gymnasium.
 
 
@@ -355,7 +514,7 @@ def test_wrong_cameras_and_spaces_are_refused(odd: str) -> None:
 def test_options_of_the_task_itself_are_known() -> None:
     env = make("dm_control/cartpole-three_poles", num_poles=4)
     assert env.single_observation_space.shape == (14,)
-    with pytest.raises(ValueError, match=r"poles.*accepts num_poles, sparse, action_repeat"):
+    with pytest.raises(ValueError, match=r"poles.*accepts lengthen, num_poles, sparse, act"):
         make("dm_control/cartpole-three_poles", poles=4)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import LINE, LINE_WORDS
 
 import forethought
 from forethought.cli import main
@@ -24,23 +25,6 @@ from forethought.pictures import training_curves
 from forethought.run_folder import Metrics, RunFolder, read_metrics
 from forethought.showing import table_of
 
-LINE = "forethought/DoubleIntegrator-v0"
-LINE_WORDS = [f"--env={LINE}", "--env-options.episode-limit=8"]
-TINY = [
-    "--collection.episodes=4",
-    "--stages.joint.steps=1",
-    "--stages.joint.batch=4",
-    "--stages.joint.unroll=2",
-    "--stages.predictor.steps=1",
-    "--stages.predictor.batch=4",
-    "--stages.predictor.unroll=2",
-    "--stages.readouts.steps=1",
-    "--stages.readouts.unroll=2",
-    "--planner.starts=2",
-    "--planner.iterations=1",
-    "--cost.horizon=2",
-    "--device=cpu",
-]
 ROW = {
     "task": "forethought/Somewhere-v0",
     "mode": 2,
@@ -55,21 +39,11 @@ ROW = {
 }
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, and its data set beside it."""
-    folder = tmp_path_factory.mktemp("inspected")
-    forethought.call("collect", [str(folder / "data"), *LINE_WORDS, "--collection.episodes=4"])
-    words = [f"--run={folder / 'one'}", f"--data={folder / 'data'}", *LINE_WORDS, *TINY]
-    forethought.call("train", words)
-    return folder
-
-
 @pytest.fixture
-def two(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def two(line_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two runs, `one` and `other`, to be changed."""
     for name in ("one", "other"):
-        shutil.copytree(runs / "one", tmp_path / name)
+        shutil.copytree(line_run / "run", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -145,8 +119,8 @@ def test_options_with_their_defaults() -> None:
 
 
 @pytest.mark.parametrize("verb", [["envs"], ["data", "DATA"], ["show", "RUN"]])
-def test_looking_does_not_load_torch(verb: list[str], runs: Path) -> None:
-    words = [{"DATA": str(runs / "data"), "RUN": str(runs / "one")}.get(w, w) for w in verb]
+def test_looking_does_not_load_torch(verb: list[str], line_run: Path) -> None:
+    words = [{"DATA": str(line_run / "data"), "RUN": str(line_run / "run")}.get(w, w) for w in verb]
     code = f"import sys; from forethought.cli import main; main({words}); "
     code += "sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
@@ -157,10 +131,10 @@ def test_looking_does_not_load_torch(verb: list[str], runs: Path) -> None:
 # --- data
 
 
-def test_a_data_set(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set(line_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "data.json"
-    out = told(capsys, "data", str(runs / "data"), f"--json={path}")
-    assert json.loads(path.read_text()) == describe(runs / "data")
+    out = told(capsys, "data", str(line_run / "data"), f"--json={path}")
+    assert json.loads(path.read_text()) == describe(line_run / "data")
     for words in ("4 (0 terminated, 4 truncated)", "smooth (4)", "0 to 3, 0 held out", "actions"):
         assert words in out
     assert "episode_limit=8" in out
@@ -191,9 +165,9 @@ def test_own_arrays_become_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_data_that_fit_an_environment(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held = Dataset.open(runs / "data")
+    held = Dataset.open(line_run / "data")
     names = ("observations", "actions", "rewards")
     arrays: dict[str, Any] = {name: held.arrays(name) for name in names}
     np.savez(tmp_path / "own.npz", episode_lengths=held.lengths, **arrays)
@@ -202,17 +176,17 @@ def test_data_that_fit_an_environment(
 
 
 def test_to_minari_and_back(
-    runs: Path,
+    line_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    out = told(capsys, "data", str(runs / "data"), "--export-minari=own/line-v0")
+    out = told(capsys, "data", str(line_run / "data"), "--export-minari=own/line-v0")
     assert "exported to" in out
     told(capsys, "data", str(tmp_path / "back"), "--import-minari=own/line-v0")
-    assert describe(tmp_path / "back")["actions"] == describe(runs / "data")["actions"]
+    assert describe(tmp_path / "back")["actions"] == describe(line_run / "data")["actions"]
 
 
 # --- show

@@ -18,6 +18,7 @@ from forethought.worldmodel import (
     VectorPerception,
     action_error,
 )
+from forethought.worldmodel.belief import Correction
 from forethought.worldmodel.predictors import Context
 
 N, H, D, A, Z, O = 3, 5, 4, 2, 3, 6  # noqa: E741 - the letters of the docstrings
@@ -127,6 +128,32 @@ def test_perception_estimates_the_state(model: JEPA) -> None:
     assert torch.equal(state, model.perception(observation))
     assert torch.equal(model.observe(None, None, observation), state)
     assert torch.equal(model.observe(torch.randn(N, D), torch.randn(N, A), observation), state)
+
+
+def test_an_update_without_a_correction_is_what_is_seen(model: JEPA) -> None:
+    encoded = torch.randn(N, D)
+    assert model.correction is None
+    assert model.update(torch.randn(N, D), torch.randn(N, A), encoded) is encoded
+    assert not [name for name in model.state_dict() if name.startswith("correction")]
+
+
+def test_a_correction_mixes_prediction_and_what_is_seen(model: JEPA) -> None:
+    recurrent = JEPA(model.perception, model.predictor, None, Correction(D, hidden=8))
+    belief, action, observation = torch.randn(N, D), torch.randn(N, A), torch.randn(N, O)
+    prior, encoded = recurrent.predict(belief, action), recurrent.encode(observation)
+    found = recurrent.observe(belief, action, observation)
+    share = (found - prior) / (encoded - prior)
+    assert ((share > 0.9) & (share < 1)).all()
+    assert torch.equal(recurrent.observe(None, None, observation), encoded)
+    # Discrete actions are embedded on the way, as in `predict`.
+    discrete = discrete_model(embedding=5)
+    discrete.correction = Correction(D, hidden=8)
+    with torch.no_grad():
+        discrete.correction.layers[-1].bias.fill_(-40)
+    index = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(
+        discrete.observe(belief, index, observation), discrete.predict(belief, index)
+    )
 
 
 def test_sizes_are_those_of_the_parts(model: JEPA) -> None:

@@ -32,6 +32,7 @@ from forethought.worldmodel import (
     save_checkpoint,
     train_joint,
 )
+from forethought.worldmodel.modulation import FiLM
 from forethought.worldmodel.perception import BoxPerception
 
 
@@ -372,3 +373,140 @@ def test_pictures_and_numbers_train_together(tmp_path: Path) -> None:
     episode = data.episode(1)
     alone = model.encode({k: torch.as_tensor(v) for k, v in episode.observations.items()})
     torch.testing.assert_close(states[7:14], alone, rtol=1e-4, atol=1e-5)
+
+
+# ---- modulated by the configurator ---------------------------------------------------------------
+
+M = 3
+SPECS = {"image": image_spec(2, 16, 16), "vector": vector_spec(5), "dictionary": dict_spec()}
+
+
+def modulated(kind: str, size: int = M, *, stir: bool = True) -> AutoPerception:
+    """An encoder of `SPECS[kind]`; stirred, its FiLMs are what training makes of them."""
+    torch.manual_seed(0)
+    model = AutoPerception(SPECS[kind], latent_dim=6, modulation=size)
+    generator = torch.Generator().manual_seed(4)
+    for part in model.modules():
+        if stir and isinstance(part, FiLM):
+            for parameter in part.parameters():
+                nn.init.normal_(parameter, std=0.5, generator=generator)
+    return model
+
+
+def seen(kind: str, *lead: int) -> Any:
+    if kind == "dictionary":
+        return mixed_observation(*lead)
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(*lead, *((5,) if kind == "vector" else (2, 16, 16)), generator=generator)
+
+
+def codes(*lead: int, size: int = M) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {"modulation": torch.randn(*lead, size, generator=generator)}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+class TestModulated:
+    def test_without_modulation_nothing_is_added(self, kind: str) -> None:
+        plain, other = modulated(kind, 0), modulated(kind)
+        assert (plain.modulation_dim, other.modulation_dim) == (0, M)
+        assert plain.inner.modulation_dim == 0
+        assert other.inner.modulation_dim == M
+        added = set(other.state_dict()) - set(plain.state_dict())
+        assert added
+        assert all(name.startswith("inner.modulation.") for name in added)
+        assert not any("modulation" in name for name in plain.state_dict())
+        x = seen(kind, 4)
+        assert torch.equal(plain(x, codes(4)), plain(x))
+        if isinstance(plain.inner, BoxPerception):
+            y = plain.inner.standardise(x)
+            if kind == "image":
+                y = y.contiguous(memory_format=torch.channels_last)
+            assert torch.equal(plain(x), plain.inner.layers(y))
+
+    def test_it_begins_as_the_encoder_without(self, kind: str) -> None:
+        x = seen(kind, 4)
+        assert torch.equal(modulated(kind, stir=False)(x, codes(4)), modulated(kind, 0)(x))
+
+    @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,)])
+    def test_leading_axes(self, kind: str, lead: tuple[int, ...]) -> None:
+        model, x = modulated(kind), seen(kind, *lead)
+        found = model(x, codes(*lead))
+        assert found.shape == (*lead, 6)
+        if lead:  # one code per row serves its whole window
+            shared = codes(*lead[:1])
+            axes = (*lead[:1], *(1,) * (len(lead) - 1), M)
+            spread = {"modulation": shared["modulation"].view(axes).expand(*lead, M)}
+            torch.testing.assert_close(model(x, shared), model(x, spread))
+
+    def test_each_row_has_its_own_code(self, kind: str) -> None:
+        model, context = modulated(kind), codes(4)
+        one = seen(kind, 1)
+        same = (
+            {name: part.expand(4, *part.shape[1:]) for name, part in one.items()}
+            if isinstance(one, dict)
+            else one.expand(4, *one.shape[1:])
+        )
+        context["modulation"].requires_grad_()
+        states = model(same, context)
+        assert float(torch.pdist(states.detach()).min()) > 1e-3
+        (gradient,) = torch.autograd.grad(states[1, 0], context["modulation"])
+        assert (gradient.abs().sum(1) > 0).tolist() == [False, True, False, False]
+        for b in range(4):
+            alone = {"modulation": context["modulation"][b : b + 1]}
+            torch.testing.assert_close(model(one, alone)[0], states[b])
+
+    def test_derivatives_agree_with_finite_differences(self, kind: str) -> None:
+        model = modulated(kind).double()
+        code, x = codes(2)["modulation"].double().requires_grad_(), seen(kind, 2)
+        assert torch.autograd.gradcheck(lambda c: model(x, {"modulation": c}), (code,))
+
+    def test_a_wrong_code_is_refused(self, kind: str) -> None:
+        model = modulated(kind)
+        for context in (None, {}):
+            with pytest.raises(ValueError, match=r"no 'modulation'.*\(4, 3\)"):
+                model(seen(kind, 4), context)
+        with pytest.raises(ValueError, match=r"shape \(4, 2\): give one of shape \(4, 3\)"):
+            model(seen(kind, 4), codes(4, size=2))
+        with pytest.raises(ValueError, match=r"modulation is -1: choose 0 \(none\) or more"):
+            modulated(kind, -1)
+
+
+def test_the_last_hidden_layer_alone_is_modulated() -> None:
+    torch.manual_seed(0)
+    model = VectorPerception(
+        vector_spec(5), latent_dim=3, hidden=11, layers=2, normalise=False, modulation=M
+    )
+    (film,) = model.modulation.films
+    nn.init.normal_(film.weight)
+    x, context = torch.randn(4, 5), codes(4)
+    first, _, second, _, last = model.layers
+    hidden = film(second(first(x).clamp_min(0)), context["modulation"]).clamp_min(0)
+    torch.testing.assert_close(model(x, context), last(hidden))
+
+
+def test_a_code_says_what_to_look_at() -> None:
+    """The first two of four numbers under one code, the last two under another.
+
+    Without the code the best guess is the mean of both, whose error is half a variance.
+    """
+    errors = []
+    for size in (0, 2):
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(1)
+        model = VectorPerception(
+            vector_spec(4), latent_dim=2, hidden=32, normalise=False, modulation=size
+        )
+        optimiser, error = torch.optim.Adam(model.parameters(), lr=5e-3), torch.tensor(0.0)
+        for _ in range(300):
+            x = torch.randn(64, 4, generator=generator)
+            which = torch.randint(2, (64,), generator=generator)
+            target = torch.where(which[:, None] == 0, x[:, :2], x[:, 2:])
+            context = {"modulation": torch.nn.functional.one_hot(which, 2).float()}
+            error = (model(x, context) - target).square().mean()
+            optimiser.zero_grad()
+            error.backward()
+            optimiser.step()
+        errors.append(error.item())
+    assert errors[0] > 0.3, errors
+    assert errors[1] < 0.1 * errors[0], errors

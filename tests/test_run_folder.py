@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 import forethought
-from forethought import running, training
+from forethought import acting, diagnosing, running
 from forethought.cli import main
 from forethought.envs import HELD_OUT_SEED, Dataset
 from forethought.planners import CEM, Gradient
@@ -60,6 +60,7 @@ KEYS = {
     "commit",
     "device",
     "protocol",
+    "mind",
 }
 
 
@@ -249,7 +250,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, verb: str, *words: str) -> dict[st
         held.update(options)
         raise ValueError("that is enough")
 
-    monkeypatch.setattr(running, "load", stop)
+    monkeypatch.setattr(acting if verb == "act" else running, "load", stop)
     with pytest.raises(ValueError, match="that is enough"):
         forethought.call(verb, words)
     return held
@@ -732,8 +733,8 @@ def test_diagnostics_use_no_held_out_seeds(
         told.extend(seeds)
         return {}
 
-    monkeypatch.setattr(training, "gradient_agreement", listen)
-    training._agreement(trained.agent, trained.spec, seed)
+    monkeypatch.setattr(diagnosing, "gradient_agreement", listen)
+    diagnosing.agreement(trained.agent, trained.spec, seed)
     assert told == [900_000 + 1000 * (seed % 100) + k for k in range(4)]
     assert max(told) < HELD_OUT_SEED
 

@@ -109,6 +109,8 @@ def test_a_task_cannot_be_changed() -> None:
         ({"terms": {"a": TaskTerm(Effort(), 0.1, 0.2)}}, r"'a' is 0.1: choose it in \[0.2, 10.0\]"),
         ({"terms": {"a": TaskTerm(Effort(), 1, 2, 1)}}, "term 'a' has floor 2 and ceiling 1"),
         ({"terms": {"a": TaskTerm(Effort(), 11.0)}, "goal": True}, "'a' is 11.0"),
+        ({"goal": True, "end": "end"}, "end is 'end': choose one of failure, success, stop"),
+        ({"terms": {"a": TaskTerm(Speed("v[0]"))}, "end": "stop"}, r"'stop', .* read v.*: choose"),
     ],
 )
 def test_wrong_tasks_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -185,6 +187,106 @@ def test_an_end_that_is_paid_is_a_success(step: float, goal: float) -> None:
     assert there < on_the_way - 0.2
 
 
+def ended_with(ends: list[float], going: np.ndarray) -> Task:
+    """The task of episodes that end with such rewards, after steps with the others."""
+    rewards = np.concatenate((going, ends))
+    return task_from_reward(rewards, np.arange(len(rewards)) >= len(going))
+
+
+def critic_of(task: Task, rewards: list[float], *, ends: bool, discount: float) -> float:
+    """(1 - gamma) TC of such rewards, after which the episode ends, or the last one goes on."""
+    read = {"reward": torch.tensor(rewards)[:, None]}
+    costs = task.bank.values(read, torch.zeros(len(rewards), 1))[:, 0]
+    value = task.lasting[0] if ends else costs[-1]
+    for cost in costs.flip(0):
+        value = (1 - discount) * cost + discount * value
+    return float(value)
+
+
+def frozen_lake() -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and ends of somebody who moves at random."""
+    env, rng = gymnasium.make("FrozenLake-v1"), np.random.default_rng(0)
+    rewards, terminal = [], []
+    for episode in range(400):
+        env.reset(seed=episode)
+        over = False
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(int(rng.integers(4)))
+            rewards.append(float(reward))
+            terminal.append(terminated)
+            over = terminated or truncated
+    env.close()
+    return np.array(rewards), np.array(terminal)
+
+
+@pytest.mark.parametrize("discount", [0.9, 0.99, 0.999])
+def test_a_goal_and_holes_that_both_end_the_episode(discount: float) -> None:
+    """FrozenLake: 1 for the goal and 0 for all else, so a hole must not look like the goal."""
+    rewards, terminal = frozen_lake()
+    assert set(rewards[terminal]) == {0.0, 1.0}
+    task = task_from_reward(rewards, terminal)
+    assert task.end == "stop"
+    assert dict(task.terms) == {"reward": TaskTerm(Shortfall("reward", worst=0.0, best=2.0))}
+    goal = critic_of(task, [0.0, 1.0], ends=True, discount=discount)
+    hole = critic_of(task, [0.0, 0.0], ends=True, discount=discount)
+    wandering = critic_of(task, [0.0, 0.0], ends=False, discount=discount)
+    assert goal < wandering - 0.4 * (1 - discount)
+    assert hole == pytest.approx(wandering)
+
+
+@pytest.mark.parametrize("landings", [1, 20])
+def test_landings_and_crashes(landings: int) -> None:
+    """LunarLander: varying rewards, 100 for a landing, -100 for a crash; both are ends."""
+    going = np.random.default_rng(0).uniform(-8, 8, 500)
+    task = ended_with([-100.0] * 20 + [100.0] * landings, going)
+    assert task.end == "stop"
+    landed, hovering, crashed = (
+        critic_of(task, [reward], ends=reward != 0, discount=0.99)
+        for reward in (100.0, 0.0, -100.0)
+    )
+    assert landed < hovering - 1e-3 < crashed - 2e-3
+
+
+@pytest.mark.parametrize("ends", [[-100.0], [-100.0, -1.0], [-100.0, 0.0]])
+def test_a_charge_for_every_step_and_a_larger_one_for_a_fall(ends: list[float]) -> None:
+    """To fall is not what is wanted, unless for somebody with a hundred steps to go."""
+    task = ended_with(ends, np.full(50, -1.0))
+    assert task.end == "stop"
+    fallen = critic_of(task, [-100.0], ends=True, discount=0.95)
+    arrived = critic_of(task, [-1.0], ends=True, discount=0.95)
+    assert fallen > critic_of(task, [-1.0], ends=False, discount=0.95) + 0.01
+    assert arrived < critic_of(task, [-1.0], ends=False, discount=0.95) - 0.001
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rewards_that_vary_at_ends_as_elsewhere_are_no_goal(seed: int) -> None:
+    """The highest reward of all may be at an end by chance, and the end is a failure still."""
+    rng = np.random.default_rng(seed)
+    task = ended_with(list(np.append(rng.normal(1, 1, 20), -0.5)), rng.normal(1.5, 1, 80))
+    assert task.end == "failure"
+    assert set(task.terms) == {"reward", "ended"}
+
+
+def test_falls_of_two_kinds_are_failures() -> None:
+    """Who is paid for every step does not want to end, cheaply or dearly."""
+    task = ended_with([1.0, -10.0], np.full(50, 1.0))
+    assert task.end == "failure"
+    assert set(task.terms) == {"reward", "ended"}
+
+
+def test_goals_of_two_kinds_are_successes() -> None:
+    assert ended_with([5.0, 10.0], np.full(50, 0.0)).end == "success"
+
+
+def test_what_lasts_after_an_end() -> None:
+    task = Task({name: EVERY[name] for name in ("effort", "shortfall")}, end="failure")
+    assert task.lasting.tolist() == [1.0, 1.0]
+    assert replace(task, end="success").lasting.tolist() == [0.0, 0.0]
+    stopped = replace(task, end="stop").lasting  # worst 1, best -2: nothing is two thirds of it
+    assert stopped.tolist() == pytest.approx([0.0, 0.01 + 0.98 * 2 / 3])
+    assert REACH.lasting.tolist() == [1.0]
+
+
 @pytest.mark.parametrize("reward", [1.0, 0.0, -1.0])
 def test_nothing_can_be_learnt_from_a_constant_reward_without_an_end(reward: float) -> None:
     with pytest.raises(ValueError, match=rf"every reward in the data is {reward} .* \(--task\)"):
@@ -209,6 +311,9 @@ def test_rewards_of_every_kind_give_a_task_that_can_be_kept(tmp_path: Path) -> N
     for lowest, highest in ((1.0, 1.0), (-1.0, -1.0), (0.0, 1.0)):
         task = seen(lowest, highest, terminates=True)
         assert read_task(written(tmp_path / "t.yaml", task), trust=False) == task
+    task = ended_with([0.0, 1.0], np.zeros(5))
+    assert task.end == "stop"
+    assert read_task(written(tmp_path / "t.yaml", task), trust=False) == task
 
 
 # --- YAML

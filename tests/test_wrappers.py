@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from env_contract import EnvContract
 from gymnasium import spaces
 
+from forethought.envs import make, options_of, spec_of
 from forethought.envs.pictures import resize
 from forethought.envs.simulator import Simulator, SimulatorVectorEnv
-from forethought.envs.wrappers import RescaleActions, View, wrapped
+from forethought.envs.wrappers import Blank, Blanked, RescaleActions, View, wrapped
 
 
 class Counter(Simulator):
@@ -156,3 +159,152 @@ def test_resizing_averages_areas() -> None:
     square = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     assert resize(square, 2) is square
     np.testing.assert_array_equal(resize(square, 4)[::2, ::2], square)
+
+
+# ---- blank observations -------------------------------------------------------------------------
+
+ROOMS, POLE = "forethought/TwoRooms-v0", "dm_control/cartpole-swingup"
+
+
+class TestBlankedRooms(EnvContract):
+    id = ROOMS
+    options = {"blank": [2, 2, 5]}  # noqa: RUF012 - as in the contract
+
+
+class TestBlankedPendulum(EnvContract):
+    id = "Pendulum-v1"
+    options = {"blank": [1, 3]}  # noqa: RUF012
+    has_goal = False
+
+
+@pytest.mark.parametrize(
+    ("blank", "blind"),
+    [
+        (Blank(2, 3), {2, 3, 4}),
+        (Blank(0, 1), {0}),
+        (Blank(1, 2, 4), {1, 2, 5, 6, 9}),
+        (Blank(3, 1, 2), {3, 5, 7, 9}),
+        (Blank(20, 5), set()),
+    ],
+)
+def test_when_nothing_is_seen(blank: Blank, blind: set[int]) -> None:
+    assert set(np.flatnonzero(blank.covers(np.arange(10))).tolist()) == blind
+
+
+def test_zeros_are_counted_for_each_episode_by_itself() -> None:
+    env = Blanked(env_of(Counter(), Counter(ends=3)), Blank(1, 2, 4))
+    observations, info = env.reset(seed=[7, 8])
+    seen = [observations[:, 1].tolist()]
+    for _ in range(5):
+        observations, _, terminated, _, info = env.step(zeros(env))
+        seen.append(observations[:, 1].tolist())
+    # The second ended at time 3 and stays there: its count stands still.
+    assert seen == [[7, 8], [0, 0], [0, 0], [7, 8], [7, 8], [0, 8]]
+    assert terminated.tolist() == [False, True]
+    assert info["quantities"]["time"].tolist() == [[5], [3]]
+    mask = np.array([False, True])
+    observations, _ = env.reset(seed=[9, 9], options={"reset_mask": mask})
+    assert observations[:, 1].tolist() == [0, 9]
+    assert env.step(zeros(env))[0][:, 1].tolist() == [0, 0]
+    assert env.step(zeros(env))[0][:, 1].tolist() == [7, 0]
+
+
+def test_mappings_pictures_and_stacks_are_blank_as_a_whole() -> None:
+    inner = env_of(Counter(), observe="both", frame_stack=2, size=5)
+    env = Blanked(inner, Blank(2, 1))
+    env.reset(seed=[7])
+    before = env.step(zeros(env))[0]
+    blank = env.step(zeros(env))[0]
+    after = env.step(zeros(env))[0]
+    assert before["vector"].tolist() == [[0, 7, 1, 7]]
+    assert {name: part.any() for name, part in blank.items()} == {"vector": False, "pixels": False}
+    assert blank["pixels"].dtype == np.uint8
+    assert blank["pixels"].shape == (1, 6, 5, 5)
+    assert after["vector"].tolist() == [[2, 7, 3, 7]]
+    assert env.observation_space.contains(blank)
+
+
+def test_zeros_are_in_the_space() -> None:
+    counter = Counter()
+    counter.observation_space = spaces.Box(3.0, 9.0, (2,), np.float32)
+    env = Blanked(SimulatorVectorEnv([counter]), Blank(0, 1))
+    assert env.single_observation_space == spaces.Box(0.0, 9.0, (2,), np.float32)
+    assert env.observation_space.contains(env.reset(seed=[1])[0])
+
+
+@pytest.mark.parametrize(
+    ("id", "options"),
+    [
+        (ROOMS, {}),
+        ("forethought/DoubleIntegrator-v0", {}),
+        ("Pendulum-v1", {}),
+        ("CartPole-v1", {}),
+        (POLE, {"action_repeat": 2}),
+    ],
+)
+def test_every_environment_can_be_blank_and_is_the_same_otherwise(
+    id: str, options: dict[str, Any]
+) -> None:
+    plain = make(id, 2, **options)
+    env = make(id, 2, blank=(1, 2), **options)
+    assert options_of(id)[0]["blank"] is None
+    for one in (plain, env):
+        one.action_space.seed(3)
+    seen, blanked = plain.reset(seed=[3, 4]), env.reset(seed=[3, 4])
+    for decision in range(5):
+        hidden = decision in (1, 2)
+        expected = np.zeros_like(seen[0]) if hidden else seen[0]
+        np.testing.assert_array_equal(blanked[0], expected)
+        assert seen[0].any()
+        for told, other in zip(seen[1:-1], blanked[1:-1], strict=True):  # rewards and ends
+            np.testing.assert_array_equal(told, other)
+        assert set(seen[-1]) == set(blanked[-1])
+        for name, value in seen[-1]["quantities"].items():
+            np.testing.assert_array_equal(value, blanked[-1]["quantities"][name])
+        if "goal" in seen[-1]:
+            np.testing.assert_array_equal(seen[-1]["goal"], blanked[-1]["goal"])
+            assert seen[-1]["goal"].any() or id != ROOMS
+        actions = plain.action_space.sample()
+        seen, blanked = plain.step(actions), env.step(actions)
+    plain.close()
+    env.close()
+
+
+def test_a_blanked_environment_is_described_by_its_options() -> None:
+    env = make(ROOMS, 2, blank=(4, 10, 20), contact="stop")
+    spec = spec_of(env)
+    assert spec.options == {"blank": [4, 10, 20], "contact": "stop"}
+    again = make(spec.id, 2, **spec.options)  # from lists, as JSON gives them
+    assert isinstance(again, Blanked)
+    assert again.blank == Blank(4, 10, 20)
+    assert spec_of(again) == spec
+    frames = again.reset(seed=[0, 1])[0], again.render()
+    assert frames[1] is not None
+    assert len(frames[1]) == 2
+    assert not isinstance(make(ROOMS, blank=None), gymnasium.vector.VectorWrapper)
+
+
+@pytest.mark.parametrize("id", [ROOMS, "Pendulum-v1"])
+@pytest.mark.parametrize(
+    ("blank", "message"),
+    [
+        (5, r"blank is 5: choose \(start, length\) or \(start, length, period\)"),
+        ("510", r"blank is '510': choose"),
+        ((5,), r"blank is \(5,\): choose"),
+        ((1, 2, 3, 4), "blank is"),
+        ((-1, 2), "blank.start is -1: choose an integer of at least 0"),
+        ((1.5, 2), "blank.start is 1.5: choose"),
+        ((1, 0), "blank.length is 0: choose an integer of at least 1"),
+        ((1, True), "blank.length is True: choose"),
+        ((1, 3, 3), "blank.period is 3: choose an integer of at least 4, more than blank.length"),
+    ],
+)
+def test_wrong_blanks_are_refused(id: str, blank: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(id, blank=blank)
+
+
+def test_the_option_is_named_where_another_is_unknown() -> None:
+    for id in (ROOMS, "Pendulum-v1", POLE):
+        with pytest.raises(ValueError, match=r"unknown options blnk.*accepts .*\bblank\b"):
+            make(id, blnk=(1, 2))

@@ -1,5 +1,12 @@
 """The world model: perception, prediction, the losses that train them and what they read."""
 
+from forethought.worldmodel.belief import (
+    BeliefStage,
+    Correction,
+    encoded_blank,
+    is_normalised,
+    train_belief,
+)
 from forethought.worldmodel.checkpoint import (
     load_checkpoint,
     read_meta,
@@ -10,6 +17,7 @@ from forethought.worldmodel.fit import NonFiniteLossError, OnStep, fit
 from forethought.worldmodel.jepa import JEPA, Actions
 from forethought.worldmodel.latents import LatentData, encode_dataset
 from forethought.worldmodel.memory import Entries, Memory, MemoryConfig
+from forethought.worldmodel.modulation import FiLM
 from forethought.worldmodel.objective import Losses, Objective, action_error
 from forethought.worldmodel.perception import (
     AutoPerception,
@@ -34,7 +42,10 @@ __all__ = [
     "JEPA",
     "Actions",
     "AutoPerception",
+    "BeliefStage",
+    "Correction",
     "Entries",
+    "FiLM",
     "GRUPredictor",
     "ImagePerception",
     "JointStage",
@@ -58,12 +69,15 @@ __all__ = [
     "diagnose",
     "effective_rank",
     "encode_dataset",
+    "encoded_blank",
     "fit",
+    "is_normalised",
     "latent_std",
     "load_checkpoint",
     "mlp",
     "read_meta",
     "save_checkpoint",
+    "train_belief",
     "train_joint",
     "train_predictor",
 ]

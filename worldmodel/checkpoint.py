@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor, nn, uint8
 
 from forethought.envs.shard import replace_file
 
@@ -43,6 +44,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"checkpoint {path} is damaged or cut: restore it from a copy or train again"
         ) from error
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a module's parameters and buffers.
+
+    It is the version of the weights: the same on every device, after saving and loading, and in
+    another process; another one as soon as one bit of one weight differs. What the state dict does
+    not hold, such as an activation function or a buffer that is not persistent, does not count.
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        held = tensor.detach().cpu().contiguous()
+        # The shape is part of the text, so no bytes can move from one tensor to the next unseen.
+        found.update(f"{name!r} {held.dtype} {tuple(held.shape)};".encode())
+        found.update(held.view(-1).view(uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def save_checkpoint(path: Path, modules: dict[str, nn.Module], meta: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from forethought.worldmodel.belief import Correction
 from forethought.worldmodel.perception import Perception
 from forethought.worldmodel.predictors import Context, Predictor
 
@@ -52,19 +53,30 @@ class JEPA(nn.Module):
         perception: encoder Enc from observations to states.
         predictor: one-step predictor Pred in latent space.
         actions: how actions enter the predictor; by default continuous, as they are.
+        correction: makes `observe` recurrent; by default a belief is the encoded observation.
     """
 
     def __init__(
-        self, perception: Perception, predictor: Predictor, actions: Actions | None = None
+        self,
+        perception: Perception,
+        predictor: Predictor,
+        actions: Actions | None = None,
+        correction: Correction | None = None,
     ) -> None:
         super().__init__()
         self.perception = perception
         self.predictor = predictor
         self.actions = actions or Actions(predictor.action_dim)
+        self.correction = correction
         if self.actions.dim != predictor.action_dim:
             raise ValueError(
                 f"the predictor takes actions of size {predictor.action_dim}, but they have size "
                 f"{self.actions.dim}: build it with that size"
+            )
+        if correction is not None and correction.state_dim != self.latent_dim:
+            raise ValueError(
+                f"correction.state_dim is {correction.state_dim}: choose the encoder's "
+                f"{self.latent_dim}"
             )
 
     @property
@@ -82,9 +94,16 @@ class JEPA(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def encode(self, observation: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """S = Enc(x): observations `(..., *O)`, or a mapping of them, to states `(..., D)`."""
-        state: Tensor = self.perception(observation)
+    def encode(
+        self, observation: Tensor | Mapping[str, Tensor], context: Context | None = None
+    ) -> Tensor:
+        """S = Enc(x): observations `(..., *O)`, or a mapping of them, to states `(..., D)`.
+
+        `context` holds the conditioning of a modulated encoder, tensors with the leading axis;
+        others are not shown it.
+        """
+        modulated = getattr(self.perception, "modulation_dim", 0)
+        state: Tensor = self.perception(observation, *((context,) if modulated else ()))
         return state
 
     def observe(
@@ -92,6 +111,7 @@ class JEPA(nn.Module):
         belief: Tensor | None,
         previous_action: Tensor | None,
         observation: Tensor | Mapping[str, Tensor],
+        context: Context | None = None,
     ) -> Tensor:
         """Estimate the state from what was believed, done and seen (section 4.1, first role).
 
@@ -99,11 +119,38 @@ class JEPA(nn.Module):
             belief: the state estimated one step ago, `(B, D)`, or None at the start.
             previous_action: the action taken since, `(B, A)`, or None at the start.
             observation: `(B, *O)`.
+            context: conditioning, tensors with leading axis B, or None.
 
         Returns:
-            The new belief, `(B, D)`. This model is memoryless: the belief is Enc(x).
+            The new belief, `(B, D)`; see `update`.
         """
-        return self.encode(observation)
+        encoded = self.encode(observation, context)
+        return self.update(belief, previous_action, encoded, context)
+
+    def update(
+        self,
+        belief: Tensor | None,
+        previous_action: Tensor | None,
+        encoded: Tensor,
+        context: Context | None = None,
+    ) -> Tensor:
+        """`observe` after the encoder: Pred(belief, a) corrected by Enc(x).
+
+        Args:
+            belief: the state estimated one step ago, `(B, D)`, or None at the start.
+            previous_action: the action taken since, `(B, A)`, discrete ones `(B,)` or `(B, n)`, or
+                None at the start.
+            encoded: Enc(x), `(B, D)`.
+            context: conditioning, tensors with leading axis B, or None.
+
+        Returns:
+            The new belief, `(B, D)`: Enc(x) itself at the start and in a model without correction.
+        """
+        if self.correction is None or belief is None or previous_action is None:
+            return encoded
+        prior = self.predict(belief, previous_action, context=context)
+        corrected: Tensor = self.correction(prior, encoded)
+        return corrected
 
     def predict(
         self,

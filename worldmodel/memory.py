@@ -218,6 +218,20 @@ class Memory:
         distance = (query.unsqueeze(-2) - entries.keys).square().sum(-1)
         return entries, distance.masked_fill(~entries.valid, math.inf)
 
+    def distance(self, query: Tensor, among: Tensor | None = None) -> Tensor:
+        """How far queries `(B, ..., D)` are from what is stored, smoothly; `(B, ...)`.
+
+        The squared distance |k_j - q|^2 to the nearest key, with a soft minimum at the sharpness
+        beta: -log(sum_j exp(m_j)) / beta, 0 where that is below. Unlike the coverage it has a
+        slope far away, which leads back. 0 where nothing is stored.
+        """
+        counted = self._counted(among)
+        logits = -self.config.beta * self._squared_distances(query, counted)
+        empty = ~counted.any(1).reshape(-1, *[1] * (query.ndim - 2))
+        # Rows without a key would have the gradient of -infinity: they get a logit of their own.
+        logits = torch.where(empty.unsqueeze(-1), 0.0, logits)
+        return torch.where(empty, 0.0, -logits.logsumexp(-1) / self.config.beta).clamp_min(0)
+
     def at_time(self, time: Tensor, among: Tensor | None = None) -> Entries:
         """The slots `(B, ...)` nearest in time to `time` `(B, ...)` int64; of two, the earlier."""
         counted, time = self._counted(among), time.unsqueeze(-1)

@@ -19,6 +19,7 @@ from gymnasium.spaces import Box, Dict
 from torch import Tensor, nn
 
 from forethought.envs import EnvSpec
+from forethought.worldmodel.modulation import FiLM, Modulation, condition_of
 
 
 class Standardise(nn.Module):
@@ -55,16 +56,32 @@ class Standardise(nn.Module):
 
 
 Statistics = tuple[np.ndarray, np.ndarray]
+Context = Mapping[str, Tensor]
 
 
 class Perception(nn.Module, ABC):
-    """Encoder of single observations to states; sub-classes set `latent_dim`."""
+    """Encoder of single observations to states; sub-classes set `latent_dim`.
+
+    Attributes:
+        latent_dim: size D of the state.
+        modulation_dim: size M of the code `context["modulation"]` that it reads; 0: it reads none.
+    """
 
     latent_dim: int
+    modulation_dim: int = 0
 
     @abstractmethod
-    def forward(self, observation: Any) -> Tensor:
-        """Encode observations with any leading axes: `(..., *O)` to `(..., D)`."""
+    def forward(self, observation: Any, context: Context | None = None) -> Tensor:
+        """Encode observations with any leading axes: `(..., *O)` to `(..., D)`.
+
+        Args:
+            observation: an array, or a mapping of arrays.
+            context: conditioning, or None. A modulated encoder reads `context["modulation"]`, whose
+                leading axes are the first ones of the observations: `(B, M)` for `(B, T, *O)`.
+
+        Raises:
+            ValueError: an observation or a code is missing or has a wrong shape.
+        """
 
     @abstractmethod
     def standardise_by(self, statistics: Any) -> None:
@@ -78,11 +95,14 @@ class BoxPerception(Perception):
     observation_shape: tuple[int, ...]
 
     @abstractmethod
-    def encode(self, x: Tensor) -> Tensor:
-        """Map standardised observations `(N, *O)` to states `(N, D)`."""
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map standardised observations `(N, *O)` to states `(N, D)`.
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Encode observations with any leading axes: `(..., *O)` to `(..., D)`."""
+        `condition` holds codes `(N, M)` where the encoder is modulated.
+        """
+
+    def forward(self, observation: Tensor, context: Context | None = None) -> Tensor:
+        """See `Perception.forward`."""
         shape = self.observation_shape
         if tuple(observation.shape[-len(shape) :]) != shape:
             raise ValueError(
@@ -91,7 +111,11 @@ class BoxPerception(Perception):
             )
         lead = observation.shape[: observation.dim() - len(shape)]
         x = self.standardise(observation.reshape(-1, *shape))
-        return self.encode(x).view(*lead, self.latent_dim)
+        size = self.modulation_dim
+        condition = condition_of(context, size, lead)
+        if condition is not None:  # flat, as the observations are
+            condition = condition.expand(*lead, size).reshape(-1, size)
+        return self.encode(x, condition).view(*lead, self.latent_dim)
 
     def standardise_by(self, statistics: Statistics) -> None:
         """See `Perception`; mean and std are `(C,)` each."""
@@ -119,6 +143,8 @@ class ImagePerception(BoxPerception):
         patches: kernel and stride of each patch convolution.
         hidden: width of the layer between the convolutions and the latent state.
         normalise: apply LayerNorm (without affine parameters) to the state.
+        modulation: size M of a code `context["modulation"]` that modulates the last hidden layer;
+            0 reads none.
     """
 
     def __init__(
@@ -130,6 +156,7 @@ class ImagePerception(BoxPerception):
         patches: Sequence[int] = (4, 2),
         hidden: int = 64,
         normalise: bool = False,
+        modulation: int = 0,
     ) -> None:
         super().__init__()
         if len(channels) != len(patches):
@@ -137,7 +164,7 @@ class ImagePerception(BoxPerception):
                 f"channels={tuple(channels)} and patches={tuple(patches)} must have equal length"
             )
         self.observation_shape = _box_shape(spec, 3, "ImagePerception")
-        self.latent_dim = latent_dim
+        self.latent_dim, self.modulation_dim = latent_dim, modulation
         depth, height, width = self.observation_shape
         self.standardise = Standardise(depth, trailing=2)
         layers: list[nn.Module] = []
@@ -154,10 +181,12 @@ class ImagePerception(BoxPerception):
         if normalise:
             layers += [nn.LayerNorm(latent_dim, elementwise_affine=False)]
         self.layers = nn.Sequential(*layers)
+        self.modulation = Modulation(self.layers, modulation, last=True)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Map standardised images `(N, C, H, W)` to states `(N, D)`."""
-        state: Tensor = self.layers(x.contiguous(memory_format=torch.channels_last))
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map standardised images `(N, C, H, W)` to states `(N, D)`; see `BoxPerception`."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        state: Tensor = self.modulation(self.layers, x, condition)
         return state
 
 
@@ -170,6 +199,8 @@ class VectorPerception(BoxPerception):
         hidden: width of the hidden layers.
         layers: number of hidden layers.
         normalise: apply LayerNorm (without affine parameters) to the state.
+        modulation: size M of a code `context["modulation"]` that modulates the last hidden layer;
+            0 reads none.
     """
 
     def __init__(
@@ -180,20 +211,22 @@ class VectorPerception(BoxPerception):
         hidden: int = 128,
         layers: int = 2,
         normalise: bool = True,
+        modulation: int = 0,
     ) -> None:
         super().__init__()
         self.observation_shape = _box_shape(spec, 1, "VectorPerception")
-        self.latent_dim = latent_dim
+        self.latent_dim, self.modulation_dim = latent_dim, modulation
         size = math.prod(self.observation_shape)
         self.standardise = Standardise(size, trailing=0)
         stack = mlp(size, [hidden] * layers, latent_dim)
         self.layers = nn.Sequential(
             *stack, *([nn.LayerNorm(latent_dim, elementwise_affine=False)] if normalise else [])
         )
+        self.modulation = Modulation(self.layers, modulation, last=True)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Map standardised vectors `(N, O)` to states `(N, D)`."""
-        state: Tensor = self.layers(x)
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map standardised vectors `(N, O)` to states `(N, D)`; see `BoxPerception`."""
+        state: Tensor = self.modulation(self.layers, x, condition)
         return state
 
 
@@ -204,9 +237,18 @@ class MixedPerception(Perception):
         spec: the environment's description; gives the entries.
         latent_dim: size D of the latent state.
         normalise: apply LayerNorm (without affine parameters) to the state.
+        modulation: size M of a code `context["modulation"]` that modulates what the entries'
+            encoders give, before it is merged; 0 reads none.
     """
 
-    def __init__(self, spec: EnvSpec, *, latent_dim: int = 32, normalise: bool = True) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        *,
+        latent_dim: int = 32,
+        normalise: bool = True,
+        modulation: int = 0,
+    ) -> None:
         super().__init__()
         space = spec.observation_space
         if not isinstance(space, Dict):
@@ -214,7 +256,9 @@ class MixedPerception(Perception):
                 f"MixedPerception needs a dictionary of observations, but {spec.id} has {space}: "
                 "choose another model.perception"
             )
-        self.latent_dim = latent_dim
+        if modulation < 0:
+            raise ValueError(f"modulation is {modulation}: choose 0 (none) or more")
+        self.latent_dim, self.modulation_dim = latent_dim, modulation
         # A module's name may hold no dot, an entry's may.
         self.names = tuple(space.spaces)
         self.parts = nn.ModuleList(
@@ -222,9 +266,10 @@ class MixedPerception(Perception):
             for part in space.spaces.values()
         )
         self.merge = nn.Linear(latent_dim * len(self.names), latent_dim)
+        self.modulation = FiLM(modulation, self.merge.in_features) if modulation else None
         self.norm = nn.LayerNorm(latent_dim, elementwise_affine=False) if normalise else None
 
-    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, observation: Mapping[str, Tensor], context: Context | None = None) -> Tensor:
         """Encode a mapping of observations, each `(..., *O_name)`, to `(..., D)`."""
         missing = set(self.names) - set(observation)
         if missing:
@@ -233,7 +278,11 @@ class MixedPerception(Perception):
                 "trained on"
             )
         parts = [part(observation[name]) for name, part in zip(self.names, self.parts, strict=True)]
-        state: Tensor = self.merge(torch.cat(parts, dim=-1))
+        features = torch.cat(parts, dim=-1)
+        if self.modulation is not None:
+            condition = condition_of(context, self.modulation_dim, features.shape[:-1])
+            features = self.modulation(features, condition)
+        state: Tensor = self.merge(features)
         return state if self.norm is None else self.norm(state)
 
     def standardise_by(self, statistics: Mapping[str, Statistics]) -> None:
@@ -249,29 +298,30 @@ class AutoPerception(Perception):
     Args:
         spec: the environment's description.
         latent_dim: size D of the latent state.
+        modulation: size M of a code `context["modulation"]` that the encoder reads; 0 reads none.
     """
 
     inner: Perception
 
-    def __init__(self, spec: EnvSpec, *, latent_dim: int = 32) -> None:
+    def __init__(self, spec: EnvSpec, *, latent_dim: int = 32, modulation: int = 0) -> None:
         super().__init__()
         space = spec.observation_space
-        self.latent_dim = latent_dim
+        self.latent_dim, self.modulation_dim = latent_dim, modulation
         if isinstance(space, Dict):
-            self.inner = MixedPerception(spec, latent_dim=latent_dim)
+            self.inner = MixedPerception(spec, latent_dim=latent_dim, modulation=modulation)
         elif isinstance(space, Box) and len(space.shape) == 3:
-            self.inner = ImagePerception(spec, latent_dim=latent_dim)
+            self.inner = ImagePerception(spec, latent_dim=latent_dim, modulation=modulation)
         elif isinstance(space, Box) and len(space.shape) == 1:
-            self.inner = VectorPerception(spec, latent_dim=latent_dim)
+            self.inner = VectorPerception(spec, latent_dim=latent_dim, modulation=modulation)
         else:
             raise ValueError(
                 f"{spec.id} has observations {space}, for which no encoder is known: use vectors, "
                 "images (C, H, W) or a dictionary of them, or choose another model.perception"
             )
 
-    def forward(self, observation: Any) -> Tensor:
+    def forward(self, observation: Any, context: Context | None = None) -> Tensor:
         """Encode observations; see the encoder inside."""
-        state: Tensor = self.inner(observation)
+        state: Tensor = self.inner(observation, context)
         return state
 
     def standardise_by(self, statistics: Any) -> None:

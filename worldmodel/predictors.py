@@ -12,15 +12,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from forethought.worldmodel.modulation import FiLM, Modulation, condition_of
 from forethought.worldmodel.perception import mlp
 
 Context = Mapping[str, Tensor]
 
 
 class Predictor(nn.Module, ABC):
-    """One step of the world model in latent space. Sub-classes set `action_dim`."""
+    """One step of the world model in latent space. Sub-classes set `action_dim`.
+
+    Attributes:
+        action_dim: size A of the action.
+        modulation_dim: size M of the code `context["modulation"]` that it reads; 0: it reads none.
+    """
 
     action_dim: int
+    modulation_dim: int = 0
 
     @abstractmethod
     def forward(
@@ -40,6 +47,10 @@ class Predictor(nn.Module, ABC):
 
         Returns:
             The next state, `(N, D)`.
+
+        Raises:
+            ValueError: the predictor is modulated, and `context["modulation"]` is missing or not
+                `(N, M)`.
         """
 
 
@@ -53,6 +64,8 @@ class ResidualMLP(Predictor):
         layers: number of hidden layers.
         normalise: apply the LayerNorm of a normalised encoder to s', which keeps long unrolls
             in range.
+        modulation: size M of a code `context["modulation"]` `(N, M)` that modulates every hidden
+            layer; 0 reads none.
     """
 
     def __init__(
@@ -63,11 +76,13 @@ class ResidualMLP(Predictor):
         hidden: int = 128,
         layers: int = 2,
         normalise: bool = False,
+        modulation: int = 0,
     ) -> None:
         super().__init__()
-        self.action_dim = action_dim
+        self.action_dim, self.modulation_dim = action_dim, modulation
         self.layers = mlp(state_dim + action_dim, [hidden] * layers, state_dim)
         self.norm = nn.LayerNorm(state_dim, elementwise_affine=False) if normalise else None
+        self.modulation = Modulation(self.layers, modulation)
 
     def forward(
         self,
@@ -76,9 +91,10 @@ class ResidualMLP(Predictor):
         latent: Tensor | None = None,
         context: Context | None = None,
     ) -> Tensor:
-        """Predict the next state; see `Predictor.forward`. Uses neither latent nor context."""
-        change: Tensor = self.layers(torch.cat((state, action), dim=-1))
-        next_state = state + change
+        """Predict the next state; see `Predictor.forward`. Uses no latent."""
+        x = torch.cat((state, action), dim=-1)
+        condition = condition_of(context, self.modulation_dim, x.shape[:-1])
+        next_state: Tensor = state + self.modulation(self.layers, x, condition)
         return next_state if self.norm is None else self.norm(next_state)
 
 
@@ -93,17 +109,28 @@ class GRUPredictor(Predictor):
         action_dim: size A of the action.
         hidden: size of the recurrent state.
         normalise: apply the LayerNorm of a normalised encoder to s'.
+        modulation: size M of a code `context["modulation"]` `(N, M)` that modulates h; 0 reads
+            none. It stands before the gates, which can still keep the state as it is.
     """
 
     def __init__(
-        self, state_dim: int, action_dim: int, *, hidden: int = 256, normalise: bool = False
+        self,
+        state_dim: int,
+        action_dim: int,
+        *,
+        hidden: int = 256,
+        normalise: bool = False,
+        modulation: int = 0,
     ) -> None:
         super().__init__()
-        self.action_dim = action_dim
+        if modulation < 0:
+            raise ValueError(f"modulation is {modulation}: choose 0 (none) or more")
+        self.action_dim, self.modulation_dim = action_dim, modulation
         self.lift = nn.Linear(state_dim, hidden)
         self.cell = nn.GRUCell(action_dim, hidden)
         self.project = nn.Linear(hidden, state_dim)
         self.norm = nn.LayerNorm(state_dim, elementwise_affine=False) if normalise else None
+        self.modulation = FiLM(modulation, hidden) if modulation else None
 
     def forward(
         self,
@@ -112,7 +139,10 @@ class GRUPredictor(Predictor):
         latent: Tensor | None = None,
         context: Context | None = None,
     ) -> Tensor:
-        """Predict the next state; see `Predictor.forward`. Uses neither latent nor context."""
+        """Predict the next state; see `Predictor.forward`. Uses no latent."""
         hidden = self.lift(state)
+        if self.modulation is not None:
+            condition = condition_of(context, self.modulation_dim, state.shape[:-1])
+            hidden = self.modulation(hidden, condition)
         next_state: Tensor = state + self.project(self.cell(action, hidden) - hidden)
         return next_state if self.norm is None else self.norm(next_state)

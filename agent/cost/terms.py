@@ -308,6 +308,48 @@ class Jointly(IntrinsicTerm):
         return 1 - left
 
 
+@dataclass(frozen=True)
+class Aim:
+    """A cost that takes an argument: how far a quantity is from where it shall be.
+
+    Mean of d^2 / (d^2 + scale^2), in [0, 1). Where it shall be is no part of the intrinsic cost,
+    and no network is trained for it: a setting passes it (LeCun 2022, section 3.1 and fig. 16).
+
+    Args:
+        quantity: what is read.
+        scale: distance at which the cost is a half, in the unit of the quantity.
+        at: where the quantity shall be if the setting does not say, one number for all components
+            or one for each.
+        weight: how much it counts if the setting does not say; 0 or more.
+    """
+
+    quantity: str
+    scale: float = 1.0
+    at: tuple[float, ...] = (0.0,)
+    weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        parse_quantity(self.quantity)
+        object.__setattr__(self, "at", tuple(self.at))
+        if not self.at or not all(math.isfinite(x) for x in self.at):
+            raise ValueError(f"at is {self.at}: give at least one finite number")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale is {self.scale}: choose it above 0, finite")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight is {self.weight}: choose 0 or more, finite")
+
+    def __call__(self, quantities: Mapping[str, Tensor], at: Tensor) -> Tensor:
+        """Cost `(...)` of quantities `(..., n)` that shall be `at` `(..., n)` or `(..., 1)`."""
+        x = read(quantities, self.quantity)
+        if at.shape[-1] not in (1, x.shape[-1]):
+            raise ValueError(
+                f"the aim at {self.quantity!r} is given {at.shape[-1]} numbers, but the quantity "
+                f"has {x.shape[-1]}: give 1 or as many"
+            )
+        squared = (x - at).square()
+        return (squared / (squared + self.scale**2)).mean(-1)
+
+
 class GoalTerm(ABC):
     """A cost that takes an argument, `context["goal"]` (LeCun 2022, fig. 16).
 

@@ -1,0 +1,149 @@
+"""When to think: what mode `auto` decides by (LeCun 2022, section 3.1; DESIGN "Mode choice").
+
+Every decision begins with what costs little: the policy rolled out in the model and, where there
+is one, the rest of the last plan. A plan is made where one of these signals exceeds the price of
+thinking:
+
+    gain      how far the energy of that cheap proposal can fall, to first order, by one projected
+              gradient step: sum over actions of |dE/da| times the way to the edge of a small box
+    excess    how far its energy lies above what past plans reached from such states, as a linear
+              regression on states tells
+    surprise  how far the state observed is from the one predicted, mean squared per dimension
+    random    a number drawn from [0, 1): the control that the others are compared with
+
+The price is in the unit of the signal. `price_for` finds the one at which a wanted share of
+decisions is thought about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from forethought.planners import Problem, evaluate
+
+Signal = Literal["gain", "excess", "surprise", "random"]
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """When mode `auto` plans.
+
+    Args:
+        signal: what is compared with the price.
+        price: above it a plan is made. None: found so that the share below is kept, on episodes
+            that are neither trained nor tested on.
+        share: share of decisions to think about that the price is found for; where the price is
+            given, the most that an episode may spend.
+        radius: half the edge of the box of `gain`, in units of actions.
+        ridge: weight of the regression's prior of `excess`, in observations.
+    """
+
+    signal: Signal = "gain"
+    price: float | None = None
+    share: float = 0.25
+    radius: float = 0.1
+    ridge: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.price is not None and not -float("inf") < self.price < float("inf"):
+            raise ValueError(f"thinking.price is {self.price}: choose a finite one, or none")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"thinking.share is {self.share}: choose it in [0, 1]")
+        for name in ("radius", "ridge"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"thinking.{name} is {getattr(self, name)}: choose it above 0, finite"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """Energies that plans reached, as a linear function of the state they began in.
+
+    Ridge regression, updated with every plan (Sherman-Morrison is not worth it at these sizes).
+
+    Args:
+        gram: sum of f f^T over plans with features f = (s, 1), `(D+1, D+1)`.
+        moment: sum of f E, `(D+1,)`.
+        count: number of plans.
+    """
+
+    gram: Tensor
+    moment: Tensor
+    count: int = 0
+
+    @staticmethod
+    def nothing(state: Tensor) -> Reached:
+        """No plan was made yet; for states like `state` `(B, D)`."""
+        size = state.shape[1] + 1
+        return Reached(state.new_zeros(size, size), state.new_zeros(size))
+
+    def add(self, state: Tensor, energy: Tensor) -> Reached:
+        """With plans from `state` `(B, D)` of `energy` `(B,)`; non-finite ones are left out."""
+        finite = energy.isfinite()
+        f = _features(state[finite])
+        return replace(
+            self,
+            gram=self.gram + f.T @ f,
+            moment=self.moment + f.T @ energy[finite],
+            count=self.count + int(finite.sum()),
+        )
+
+    def expected(self, state: Tensor, ridge: float) -> Tensor:
+        """Energy `(B,)` that a plan from `state` `(B, D)` would reach; -infinity before any plan.
+
+        The prior is a constant, the mean of all plans, with the weight of `ridge` plans.
+        """
+        if not self.count:
+            return state.new_full((len(state),), -torch.inf)
+        mean = self.moment[-1] / self.count
+        # The targets minus their mean, so that the ridge draws towards the mean and not to zero.
+        moment = self.moment - mean * self.gram[:, -1]
+        prior = ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        expected: Tensor = mean + _features(state) @ torch.linalg.solve(self.gram + prior, moment)
+        return expected
+
+
+def _features(state: Tensor) -> Tensor:
+    return torch.cat((state, state.new_ones(len(state), 1)), dim=1)
+
+
+def cheapest(
+    problem: Problem, candidates: Tensor, radius: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best of some cheap proposals, and what a gradient step could gain on it.
+
+    Args:
+        problem: B problems.
+        candidates: `(B, S, H, A)`, or discrete `(B, S, H)`; ones whose energy is not finite lose.
+        radius: half the edge of the box.
+
+    Returns:
+        Actions `(B, H, A)` or `(B, H)`, their energies `(B,)`, the first-order gain `(B,)`, and
+        the predicted states `(B, H, D)`. With discrete actions the gain is the largest fall of
+        the energy, to first order, from moving probability of one step to another action.
+    """
+    leaf = candidates
+    if problem.actions is not None:
+        leaf = torch.nn.functional.one_hot(candidates, problem.actions).to(problem.float_dtype)
+    with torch.enable_grad():
+        leaf = leaf.detach().requires_grad_()
+        energies, states = evaluate(problem, leaf)
+        (slope,) = torch.autograd.grad(energies.sum(), leaf)
+    energies = energies.detach().nan_to_num(torch.inf, torch.inf, torch.inf)
+    rows = torch.arange(len(energies), device=energies.device)
+    best = energies.argmin(1)
+    slope, chosen = slope[rows, best].nan_to_num(0.0, 0.0, 0.0), leaf.detach()[rows, best]
+    if problem.actions is not None:
+        falls = (slope * chosen).sum(-1) - slope.amin(-1)
+        gain = 2 * radius * falls.sum(-1)
+    else:
+        low, high = problem.bounds
+        moved = torch.clamp(chosen - radius * slope.sign(), low, high)
+        gain = (slope * (chosen - moved)).sum((-1, -2))
+    assert isinstance(states, Tensor)
+    return candidates[rows, best], energies[rows, best], gain, states.detach()[rows, best]

@@ -1,0 +1,149 @@
+"""The end of a training: diagnostics of the world model, and what the training took."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forethought import envs, pictures
+from forethought.agent import Agent, gradient_agreement, recorded_gaps, violation_rate
+from forethought.build import build_agent
+from forethought.course import Course, environment_steps, quantities_of
+from forethought.envs import HELD_OUT_SEED, EnvSpec
+from forethought.run_folder import Metrics
+from forethought.worldmodel import JEPA, LatentData, Readouts, diagnose
+
+logger = logging.getLogger(__name__)
+
+
+def finish(course: Course, latents: LatentData, metrics: Metrics, seconds: float) -> None:
+    """Write the diagnostics, and what the training took, into the run folder.
+
+    All but the gradient agreement are computed on the data that were trained on: they say what is
+    wrong with a model, not how good it is on episodes that it has not seen. `evaluate` does.
+
+    Args:
+        course: what has been trained.
+        latents: every observation of the data, encoded.
+        metrics: where the diagnostics are logged; it knows of legs before an interruption.
+        seconds: wall-clock time of the last leg.
+    """
+    folder, jepa, readouts, held = course.folder, course.jepa, course.readouts, course.held
+    quantities = quantities_of(held, jepa.device)
+    spent = {
+        "environment_steps": environment_steps(held),
+        "train_seconds": metrics.before + seconds,
+    }
+    generator = torch.Generator().manual_seed(course.plan.seed * 1000 + 3)
+    agent = build_agent(
+        jepa,
+        held.spec,
+        course.task,
+        course.plan.cost,
+        course.plan.planner,
+        readouts=readouts,
+        critic=course.critic,
+    )
+    horizon = min(24, int(latents.remaining.max()))
+    report = diagnose(jepa, latents, readouts, quantities, horizon, generator)
+    report |= wall_violations(jepa, readouts, held.spec.id, latents, quantities)
+    report |= agreement(agent, held.spec, course.plan.seed)
+    report |= _recorded_gaps(course, latents, quantities, generator)
+    steps = sum(course.scaled(r).joint.steps for r in range(course.plan.rounds + 1))
+    metrics.log("diagnostics", steps, report)
+    folder.write_json("diagnostics.json", report)
+    folder.write_json("training.json", spent)
+    try:
+        pictures.training_curves(folder.metrics, folder.path / "training.png")
+    except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        logger.warning("the curves cannot be drawn: %s", error)  # the run is whole without them
+    folder.snapshot.unlink(missing_ok=True)
+
+
+def _recorded_gaps(
+    course: Course,
+    latents: LatentData,
+    quantities: dict[str, Tensor],
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Cost that the model imagines along recorded actions against what happened, per term.
+
+    What `evaluate` compares the gaps of plans with. Empty where no term counts.
+    """
+    bank = course.task.bank
+    ahead = min(8, course.plan.cost.horizon, int(latents.remaining.max()))
+    if not course.task.has_cost:
+        return {}
+    gaps = recorded_gaps(
+        course.jepa, bank, course.readouts, latents, quantities, generator, ahead=ahead
+    )
+    found: dict[str, float] = {}
+    for end, gap in (("", gaps.next), ("_ahead", gaps.ahead)):
+        means = gap.mean.nan_to_num(0.0).tolist()
+        found |= {f"recorded_gap_{n}{end}": m for n, m in zip(bank.names, means, strict=True)}
+    return found
+
+
+def agreement(agent: Agent, spec: EnvSpec, seed: int, starts: int = 4) -> dict[str, float]:
+    """Gradient agreement with the simulator, where there is one and actions are continuous."""
+    horizon = min(agent.configurator.cost.horizon, spec.episode_limit - 11, 256 // spec.action_dim)
+    if agent.model.actions.discrete or horizon < 1:
+        return {}
+    try:
+        envs.make(spec.id, **spec.options).close()
+    except (ValueError, ImportError):  # recorded data whose simulator is elsewhere
+        return {}
+    horizons = sorted({max(1, horizon // 4), max(1, horizon // 2), horizon})
+    first = HELD_OUT_SEED - 100_000 + 1000 * (seed % 100)  # never held out, whatever the seed
+    return gradient_agreement(
+        agent,
+        lambda count: envs.make(spec.id, count, **spec.options),
+        [first + k for k in range(starts)],
+        torch.Generator().manual_seed(seed),
+        horizons=horizons,
+    )
+
+
+@torch.no_grad()
+def wall_violations(
+    jepa: JEPA,
+    readouts: Readouts,
+    env_id: str,
+    data: LatentData,
+    quantities: dict[str, Tensor],
+    *,
+    steps: int = 12,
+    samples: int = 512,
+) -> dict[str, float]:
+    """Two-Rooms: how often the model imagines a way through the wall.
+
+    From states beside the wall and away from the door, the action that drives straight into it is
+    repeated; losses and probes do not show whether the wall holds. Empty for other environments.
+    """
+    rooms = envs.GEOMETRIES.get(env_id)
+    if rooms is None:
+        return {}
+    position, wall, door = (quantities[name] for name in ("position", "wall", "door"))
+    across = wall[:, 0] - position[:, 0]
+    beside = across.abs() < rooms.wall_half_thickness + 3 * rooms.max_step
+    away = (position[:, 1] - door[:, 0]).abs() > rooms.door_half_height + rooms.max_step
+    index = (beside & away).nonzero().squeeze(1)[:: max(1, int((beside & away).sum()) // samples)]
+    if not len(index):
+        return {}
+    action = torch.stack((across[index].sign(), torch.zeros_like(across[index])), -1)
+    imagined = jepa.rollout(
+        data.states[index], action[:, None].expand(-1, steps, -1).to(data.states)
+    )
+    path = readouts(imagined)["position"].cpu().numpy()  # (N, steps, 2)
+    walls, doors = wall[index].cpu().numpy(), door[index].cpu().numpy()
+
+    def crosses(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        through = envs.crosses_wall(rooms, walls, doors, start, end)
+        far = np.sign(walls[:, 0] - end[:, 0]) != np.sign(across[index].cpu().numpy())
+        return np.asarray(through & far)
+
+    start = readouts(data.states[index])["position"].cpu().numpy()[:, None]
+    return {"wall_violation_rate": violation_rate(np.concatenate((start, path), 1), crosses)}

@@ -1,0 +1,1 @@
+../../forethought/acting.py
