@@ -249,10 +249,10 @@ def build_critic(jepa: JEPA, task: Task, discount: float, seed: int, members: in
 
 
 def build_temporal(jepa: JEPA, horizon: int, seed: int) -> TemporalDistance:
-    """TC(s, g) whose effective horizon 1 / (1 - gamma) is twice that of planning, from `seed`."""
+    """TC(s, g) whose effective horizon 1 / (1 - gamma) is that of planning, from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 4)
-        return TemporalDistance(jepa.latent_dim, 1 - 0.5 / horizon).to(jepa.device)
+        return TemporalDistance(jepa.latent_dim, 1 - 1 / max(2, horizon)).to(jepa.device)
 
 
 def goal_term_of(cost: Cost, temporal: TemporalDistance | None) -> GoalTerm:
