@@ -32,6 +32,8 @@ class Recall:
         support: weight of a term that keeps plans near the states remembered: d / (d + scale), d
             being the squared distance to the nearest ones beyond which a state counts as far.
         scale: that distance, squared, summed over the D dimensions.
+        in_mode_1: whether Mode-1 remembers too, and keeps a record of what went on; nothing in it
+            reads the memory, and a decision takes several times as long.
     """
 
     memory: MemoryConfig = MemoryConfig()  # noqa: RUF009 - frozen
@@ -39,6 +41,7 @@ class Recall:
     energy: bool = False
     support: float = 0.0
     scale: float = 4.0
+    in_mode_1: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.proposals <= self.memory.slots:

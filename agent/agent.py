@@ -23,9 +23,11 @@ from forethought.agent.configurator import Configurator, Setting
 from forethought.agent.cost import Critic, GoalDistance, GoalTerm, IntrinsicCost
 from forethought.agent.memory import ShortTermMemory
 from forethought.agent.policy import Policy
+from forethought.agent.setting_code import setting_code
 from forethought.agent.thinking import Reached, cheapest
 from forethought.planners import Plan, Planner, Problem, shift
 from forethought.worldmodel import JEPA, Readouts
+from forethought.worldmodel.latents import code_size
 
 Observation: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
 
@@ -80,9 +82,9 @@ class AgentState:
         begun: rows whose episode begins with the next observation, `(B,)` bool, among others that
             go on; None: none.
         leg: number of the present goal on the way, `(B,)` int64, where there are several.
-        reached: what plans reached, for mode `auto`.
+        reached: what plans reached in each row, for mode `auto`.
         spent: decisions that mode `auto` thought about, and all, `(B, 2)` int64.
-        mind: what went on in the last decision.
+        mind: what went on in the last decision; None in Mode-1, unless the memory is wanted there.
     """
 
     setting: Setting
@@ -112,18 +114,23 @@ class AgentState:
         The clock goes on for all: times in the memory have to rise.
         """
         kept = ~begun
-        rows: dict[str, Any] = {}
+        # A row without a plan of its own must not wait for the others' to run out.
+        rows: dict[str, Any] = {"until_replan": 0}
         if self.plan is not None:
             # A plan of zeros is the safe action: nothing of the episode before is proposed.
             rows["plan"] = torch.where(_wide(kept, self.plan), self.plan, 0)
             rows["planned"] = kept if self.planned is None else self.planned & kept
+        setting = fresh.setting
         if self.leg is not None:
             rows["leg"] = self.leg * kept
+            setting = setting.at_leg(rows["leg"])
+        if self.reached is not None:
+            rows["reached"] = self.reached.forget(begun)
         if self.spent is not None:
             rows["spent"] = self.spent * kept.unsqueeze(1)
         if self.memory is not None:
             rows["memory"] = self.memory.forget(begun)
-        return replace(self, setting=fresh.setting, begun=begun, **rows)
+        return replace(self, setting=setting, begun=begun, **rows)
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,7 @@ class Agent:
         *,
         goal: Observation | Sequence[Observation] | None = None,
         generator: torch.Generator,
+        code: Tensor | None = None,
     ) -> AgentState:
         """Begin B episodes.
 
@@ -199,17 +207,25 @@ class Agent:
             goal: goal observations, `(B, *O)`, where the task has a goal; encoded here, once. A
                 list or tuple of them: goals on the way, to be passed in their order.
             generator: source of the planner's randomness.
+            code: what is known of the episodes' conditions, `(B, M)`, for a modulated model; by
+                default what the configurator is adjusted to.
         """
         several = isinstance(goal, (list, tuple))
         encoded: Any = None
         device = self.model.device
+        own = self.configurator.modulation(batch, device)
+        if own is not None or not code_size(self.model):
+            code = own
         if goal is not None:
-            code = self.configurator.modulation(batch, device)
             context = None if code is None else {"modulation": code}
             goals: Any = goal if several else (goal,)
             encoded = [self.encode(one, context) for one in goals]
             encoded = encoded if several else encoded[0]
         setting = self.configurator.configure(encoded, batch, device)
+        setting = replace(setting, modulation=code)
+        if self.policy is not None and self.policy.modulation_dim and not code_size(self.model):
+            told = setting_code(self.configurator.task, setting)
+            setting = replace(setting, modulation=told)
         legs = torch.zeros(batch, dtype=torch.int64, device=device) if several else None
         return AgentState(setting, generator, leg=legs)
 
@@ -230,6 +246,8 @@ class Agent:
             assert self.policy is not None
             assert carried.belief is not None
             action = self.policy(carried.belief, carried.setting.context)
+            if action.is_floating_point():
+                action = action.nan_to_num(0.0)  # of a state that is not a number: the safe action
         else:
             if mode == "auto":
                 carried = self._weigh(carried)
@@ -240,9 +258,26 @@ class Agent:
             carried = replace(
                 carried, plan=shift(carried.plan), until_replan=carried.until_replan - 1
             )
-        carried = self._remember(carried, action)
+        if self._reflex(carried):
+            carried = replace(carried, previous_action=action, time=carried.time + 1)
+        else:
+            carried = self._remember(carried, action)
         taken = action.float() if action.is_floating_point() else action
         return taken.cpu().numpy(), carried
+
+    @torch.no_grad()
+    def instead(self, decided: AgentState, before: AgentState, action: Tensor) -> AgentState:
+        """What to carry on if another action was done than decided, such as one with noise.
+
+        Args:
+            decided: what `act` returned.
+            before: what it was given.
+            action: what was done, as `act` gives it.
+        """
+        if self._reflex(decided):
+            return replace(decided, previous_action=action)
+        rest = replace(decided, memory=before.memory, time=before.time)
+        return self._remember(rest, action)
 
     def problem(
         self, setting: Setting, state: Tensor, memory: ShortTermMemory | None = None
@@ -276,8 +311,8 @@ class Agent:
             starts.append(self._rolled(carried))
         recall, memory = self.recall, carried.memory
         if recall is not None and recall.proposals and memory is not None:
-            count = min(recall.proposals, recall.memory.slots)
-            found = memory.proposals(belief, carried.setting, count=count)
+            count = recall.proposals
+            found = memory.proposals(belief, carried.setting, count=count, neighbours=max(8, count))
             starts += [*found.unbind(1)]
         proposals = torch.stack(starts[: self.planner.room], dim=1) if starts else None
         return self.planner.plan(problem, proposals=proposals, generator=carried.generator)
@@ -293,11 +328,17 @@ class Agent:
         """Estimate the state, begin the decision's record, and look where the goal is."""
         previous, action = carried.belief, carried.previous_action
         context = carried.setting.context
-        belief = self.model.observe(previous, action, x, context)
-        if carried.begun is not None and previous is not None:
-            # An episode's first state was predicted by nobody.
-            fresh = self.model.encode(x, context)
-            belief = torch.where(carried.begun.unsqueeze(1), fresh, belief)
+        encoded = self.model.encode(x, context)
+        belief = self.model.update(previous, action, encoded, context)
+        if previous is not None:
+            # An episode's first state was predicted by nobody; and a belief that once was not a
+            # number would remain so in a recurrent model.
+            alone = ~belief.isfinite().all(1)
+            alone = alone if carried.begun is None else alone | carried.begun
+            belief = torch.where(alone.unsqueeze(1), encoded, belief)
+        carried = replace(carried, belief=belief)
+        if self._reflex(carried):
+            return self._on_the_way(replace(carried, begun=None))
         nothing = belief.new_full((len(belief),), torch.nan)
         surprise, costs = nothing, None
         if previous is not None and action is not None:
@@ -306,7 +347,7 @@ class Agent:
             if carried.begun is not None:
                 surprise = surprise.masked_fill(carried.begun, torch.nan)
         if self._counts(carried):
-            costs = self.costs_of(belief, self._nothing(belief) if action is None else action)
+            costs = self.costs_of(belief, self._led_by(belief, action, carried.begun))
         mind = Mind(
             energy=nothing,
             signal=nothing,
@@ -319,7 +360,12 @@ class Agent:
         )
         if carried.memory is not None:
             mind = replace(mind, coverage=carried.memory.recall(belief, None)[1])
-        carried = replace(carried, belief=belief, mind=mind, begun=None)
+        return self._on_the_way(replace(carried, mind=mind, begun=None))
+
+    def _on_the_way(self, carried: AgentState) -> AgentState:
+        """Look where the goal is, and whether it is the next one's turn."""
+        belief = carried.belief
+        assert belief is not None
         if carried.leg is not None and carried.setting.goal is not None:
             far = self.goal_term(belief, belief, belief, carried.setting.context, carried.leg)
             setting, leg = self.configurator.advance(carried.setting, carried.leg, far)
@@ -399,7 +445,7 @@ class Agent:
             states = states.index_put((won,), plan.states[kept].to(states))
             energy = energy.index_put((won,), plan.energy[kept])
             evaluations[rows] += _steps_of(plan)
-            reached = reached.add(belief[rows], energy[rows])
+            reached = reached.add(belief, energy, worth)
         mind = replace(
             mind,
             energy=energy,
@@ -439,6 +485,10 @@ class Agent:
             )
         return replace(carried, previous_action=action, memory=memory, time=carried.time + 1)
 
+    def _reflex(self, carried: AgentState) -> bool:
+        """Whether the policy acts alone, with no record and nothing remembered."""
+        return carried.setting.mode == 1 and (self.recall is None or not self.recall.in_mode_1)
+
     def _counts(self, carried: AgentState) -> bool:
         """Whether any intrinsic term has a weight; else none is looked at."""
         return bool(carried.setting.u.any())
@@ -452,11 +502,17 @@ class Agent:
             self.model, carried.belief, setting.context, setting.cost.horizon
         )[0]
 
-    def _nothing(self, belief: Tensor) -> Tensor:
-        """The action of nobody, before the first one: zeros, or even chances."""
-        size = self.model.action_dim
-        value = 1 / size if self.model.actions.discrete else 0.0
-        return belief.new_full((len(belief), size), value)
+    def _led_by(self, belief: Tensor, action: Tensor | None, begun: Tensor | None) -> Tensor:
+        """The actions that led to states; nobody's where an episode begins: zeros, even chances."""
+        size, discrete = self.model.action_dim, self.model.actions.discrete
+        nothing = belief.new_full((len(belief), size), 1 / size if discrete else 0.0)
+        if action is None:
+            return nothing
+        if begun is None:
+            return action
+        if not action.is_floating_point():
+            action = torch.nn.functional.one_hot(action, size)
+        return torch.where(begun.unsqueeze(1), nothing, action.to(belief))
 
 
 def _steps_of(plan: Plan) -> Tensor:

@@ -8,7 +8,7 @@ Losses and probes do not show it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from forethought.agent.agent import Agent
 from forethought.agent.loop import goal_of, select_info, select_rows
 from forethought.planners import evaluate, smooth_noise
+from forethought.worldmodel.latents import CODE, code_size
 
 
 def gradient_agreement(
@@ -98,7 +99,9 @@ def _played(
     """
     size, one = agent.model.action_dim, np.arange(1)
     _, info = env.reset(seed=[seed] * env.num_envs)  # type: ignore[arg-type]
-    goal = goal_of(agent, select_info(info, one))
+    info = select_info(info, one)
+    agent = _told(agent, info)
+    goal = goal_of(agent, info)
     setting = agent.start(1, goal=goal, generator=generator).setting
     whole = agent.problem(
         replace(setting, cost=replace(setting.cost, horizon=lead_in + horizon)),
@@ -117,15 +120,34 @@ def _played(
         after = []
         for t in range(lead_in + horizon):
             if t == lead_in:
-                before = agent.encode(select_rows(observation, one))
+                before = agent.encode(select_rows(observation, one), setting.context)
             observation, _, terminated, truncated, _ = env.step(sent[:, t])
             if (terminated | truncated).any():
                 return None
             if t >= lead_in:
-                after.append(agent.encode(observation)[: len(part)])
+                after.append(agent.encode(observation, setting.context)[: len(part)])
         rows.append(torch.stack(after, 1))
     assert before is not None
     return before, actions, torch.cat(rows), setting
+
+
+def _told(agent: Agent, info: Mapping[str, Any]) -> Agent:
+    """The agent, told the code of the one environment that `info` is of, if it reads one.
+
+    Raises:
+        ValueError: the environment gives no code, and the configurator has none.
+    """
+    configurator = agent.configurator
+    if not code_size(agent.model) or configurator.adjust.modulation:
+        return agent
+    codes = info.get("quantities", {}).get(CODE)
+    if codes is None:
+        raise ValueError(
+            f"the environment gives no info['quantities'][{CODE!r}], but the model is modulated: "
+            "choose adjust.modulation, or an environment that gives it"
+        )
+    adjust = replace(configurator.adjust, modulation=tuple(map(float, codes[0])))
+    return replace(agent, configurator=replace(configurator, adjust=adjust))
 
 
 def _given(states: Tensor) -> Callable[..., Tensor]:

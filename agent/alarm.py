@@ -270,9 +270,9 @@ class CostMonitor:
         return (
             f"the planner exploits the model in cost term {name!r}: for {when} its plans imagine "
             f"{imagined:.2f} and {realised:.2f} is what follows, a gap of "
-            f"{realised - imagined:.2f} in {count:.0f} comparisons, where {recorded}: add a "
-            "support term to the plans, collect more data with the planner, or train the predictor "
-            "with the adversarial stage"
+            f"{realised - imagined:.2f} in {count:.0f} comparisons, where {recorded}: collect "
+            "more data with the planner (--rounds), or train the predictor with "
+            "stages.predictor.perturbation"
         )
 
     def _recorded(self, kind: str) -> Tensor:
@@ -390,7 +390,7 @@ def recorded_gaps(
     states, actions = data.windows(starts, length)
     after = starts[:, None] + torch.arange(1, length + 1, device=starts.device)
     told = {"state": states[:, 1:]} | {name: values[after] for name, values in quantities.items()}
-    predicted = model.rollout(states[:, 0], actions)
+    predicted = model.rollout(states[:, 0], actions, context=data.context(starts))
     imagined = imagined_terms(bank, readouts, predicted, actions).cpu().double()
     realised = realised_terms(bank, told, actions).cpu().double()
     none = Gap.none(len(bank.terms))

@@ -7,10 +7,11 @@ signals of the other modules     -> who acts: Mode-1, Mode-2, or whoever is wort
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -92,6 +93,11 @@ class Adjustment:
         for name, weight in self.aim_weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"adjust.aim_weights.{name} is {weight}: choose 0 or more, finite")
+        for name, at in self.aims.items():
+            if not len(at) or not all(math.isfinite(x) for x in at):
+                raise ValueError(f"adjust.aims.{name} is {at}: give at least one finite number")
+        if not all(math.isfinite(x) for x in self.modulation):
+            raise ValueError(f"adjust.modulation is {self.modulation}: choose finite numbers")
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,12 @@ class Setting:
         context = {"u": self.u, "v": self.v}
         context |= {f"aim.{name}": at for name, at in self.aims.items()}
         return context | {name: x for name, x in given.items() if x is not None}
+
+    def at_leg(self, leg: Tensor) -> Setting:
+        """With the goals number `leg` `(B,)` int64 of the route, where there is one."""
+        if self.route is None:
+            return self
+        return replace(self, goal=self.route[torch.arange(len(leg), device=leg.device), leg])
 
     def select(self, index: Tensor) -> Setting:
         """The setting of the problems `index`."""
@@ -173,7 +185,11 @@ class Configurator:
                 f"adjust.aims names {sorted(unknown)}, but the task has "
                 f"{list(self.task.aims) or 'no aims'}"
             )
-        _ = self._weights  # refuses what is out of bounds
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode is {self.mode!r}: choose 1, 2 or 'auto'")
+        if not 0 <= self.near < math.inf:
+            raise ValueError(f"near is {self.near}: choose 0 or more, finite")
+        _ = self.weights  # refuses what is out of bounds
 
     @property
     def discount(self) -> float:
@@ -181,7 +197,8 @@ class Configurator:
         return self.cost.per_decision(self.decision_seconds)
 
     @property
-    def _weights(self) -> Tensor:
+    def weights(self) -> Tensor:
+        """Weights u of the intrinsic terms, `(n,)`: the task's, as they are adjusted."""
         return self.task.bank.weights({**self.task.weights, **self.adjust.weights})
 
     def configure(
@@ -208,7 +225,7 @@ class Configurator:
         if goal is not None and not isinstance(goal, Tensor):
             route = torch.stack(tuple(goal), 1)
             goal = route[:, 0]
-        u = self._weights.to(device).expand(batch, -1)
+        u = self.weights.to(device).expand(batch, -1)
         aims, aim_weights = self._aims(batch, device)
         return Setting(
             u=u,
@@ -257,4 +274,4 @@ class Configurator:
         if route is None:
             return setting, leg
         leg = (leg + (distance < self.near)).clamp(max=route.shape[1] - 1)
-        return replace(setting, goal=route[torch.arange(len(leg), device=leg.device), leg]), leg
+        return setting.at_leg(leg), leg

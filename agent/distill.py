@@ -14,7 +14,7 @@ Both log the energy of the policy's roll-out from the same starts, in the unit o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
@@ -23,11 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from forethought.agent.agent import Agent
+from forethought.agent.configurator import Setting
+from forethought.agent.cost.terms import read
 from forethought.agent.policy import Policy
+from forethought.agent.setting_code import decoded, setting_code, setting_size, units
 from forethought.planners import evaluate, losing
 from forethought.worldmodel import fit
+from forethought.worldmodel.latents import code_size
 
 Arm: TypeAlias = Literal["labels", "gradient"]
+Start: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # states, goals, codes
 Loss: TypeAlias = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 OnStep: TypeAlias = Callable[[int, dict[str, float]], None]
 
@@ -59,6 +64,9 @@ class Distillation:
             the last.
         fresh: share of problems in later rounds that start from the data set again.
         support: weight of the support term; `gradient` only.
+        settings: share of problems under weights and aims drawn at random instead of the task's.
+            Above 0 the policy reads the setting (`setting_code`), and needs a modulation of
+            `setting_size(task)`, so that Mode-1 follows a setting without any training.
     """
 
     arm: Arm = "labels"
@@ -72,6 +80,7 @@ class Distillation:
     decay: float = 1.0
     fresh: float = 0.3
     support: float = 10.0
+    settings: float = 0.0
 
     def __post_init__(self) -> None:
         if self.arm not in get_args(Arm):
@@ -87,8 +96,11 @@ class Distillation:
             )
         if not 0 < self.decay <= 1:
             raise ValueError(f"distillation.decay is {self.decay}: choose it in (0, 1]")
-        if not 0 <= self.fresh <= 1:
-            raise ValueError(f"distillation.fresh is {self.fresh}: choose it in [0, 1]")
+        for name in ("fresh", "settings"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"distillation.{name} is {getattr(self, name)}: choose it in [0, 1]"
+                )
         if not 0 <= self.support < float("inf"):
             raise ValueError(f"distillation.support is {self.support}: choose 0 or more, finite")
 
@@ -102,12 +114,67 @@ class Labels:
         goals: `(N, D)`, or None where the task has no goal.
         actions: `(N, A)`, or `(N,)` int64 where they are discrete.
         weights: `(N,)`.
+        codes: `(N, M)`, what modulates the modules, or None.
     """
 
     states: Tensor
     goals: Tensor | None
     actions: Tensor
     weights: Tensor
+    codes: Tensor | None = None
+
+
+def setting_of(agent: Agent, states: Tensor, goals: Tensor | None, codes: Tensor | None) -> Setting:
+    """What the configurator says for B problems that begin at `states` `(B, D)`.
+
+    Args:
+        agent: whose configurator is asked.
+        states: starting states.
+        goals: goal states `(B, D)`, or None where the task has no goal.
+        codes: `(B, M)`, told where the configurator's adjustment has no code of its own. To a
+            modulated model they tell conditions; else they are codes of settings, whose weights
+            and aims count (see `setting_code`).
+    """
+    setting = agent.configurator.configure(goals, len(states), states.device)
+    if codes is None or setting.modulation is not None:
+        return setting
+    if not code_size(agent.model):
+        setting = decoded(agent.configurator.task, setting, codes)
+    return replace(setting, modulation=codes)
+
+
+@torch.no_grad()
+def draw_settings(
+    agent: Agent, states: Tensor, count: int, share: float, generator: torch.Generator
+) -> Tensor:
+    """Codes `(count, P)` of settings to label under, on the device of `states`.
+
+    A `share` of them have weights of terms and aims log-uniform between a quarter of the task's
+    (1 for an aim that counts 0) and four times it, within the bank's bounds, and as arguments of
+    aims what the agent reads from a random one of `states` `(N, D)`; terms of weight 0 stay out.
+    The others are what the configurator says.
+    """
+    task = agent.configurator.task
+    own = agent.configurator.configure(states[:1] if task.goal else None, 1, states.device)
+    chosen = torch.randint(len(states), (count,), generator=generator).to(states.device)
+    quantities = {"state": states[chosen]}
+    if agent.readouts is not None:
+        quantities |= agent.readouts(states[chosen])
+
+    def factors(columns: int) -> Tensor:
+        return 4 ** (2 * torch.rand(count, columns, generator=generator) - 1).to(states)
+
+    items = task.terms.values()
+    low, weight, high = (
+        states.new_tensor([getattr(item, name) for item in items])
+        for name in ("floor", "weight", "ceiling")
+    )
+    parts = [((weight * factors(len(low))).clamp(low, high) / units(task).to(states)).log1p()]
+    for aim in task.aims.values():
+        value = read(quantities, aim.quantity)[:, : len(aim.at)]
+        parts += [(value - value.new_tensor(aim.at)) / aim.scale, factors(1).log1p()]
+    drawn = (torch.rand(count, 1, generator=generator) < share).to(states.device)
+    return torch.where(drawn, torch.cat(parts, 1), setting_code(task, own))
 
 
 @torch.no_grad()
@@ -118,6 +185,8 @@ def label(
     goals: Tensor | None,
     generator: torch.Generator,
     decay: float = 1.0,
+    *,
+    codes: Tensor | None = None,
 ) -> Labels:
     """Plan from `states` `(B, D)` and label every imagined state.
 
@@ -128,11 +197,12 @@ def label(
         goals: goal states `(B, D)`, or None where the task has no goal.
         generator: source of the planner's randomness.
         decay: factor of a label's weight per imagined step.
+        codes: `(B, M)`, what modulated modules are told; see `setting_of`.
 
     Returns:
         B*H labels. Weights of the first step average 1 where any plan counts.
     """
-    setting = agent.configurator.configure(goals, len(states), states.device)
+    setting = setting_of(agent, states, goals, codes)
     problem = agent.problem(setting, states)
     proposals, own = None, None
     if policy is not None:
@@ -156,16 +226,25 @@ def label(
     horizon = visited.shape[1]
     keep = finite.repeat_interleave(horizon)
     fade = decay ** torch.arange(horizon, device=states.device)
+
+    def each(rows: Tensor | None) -> Tensor | None:
+        return None if rows is None else rows.repeat_interleave(horizon, 0)[keep]
+
     return Labels(
         visited.flatten(0, 1)[keep],
-        None if goals is None else goals.repeat_interleave(horizon, 0)[keep],
+        each(goals),
         plan.actions.flatten(0, 1)[keep],
         (weight[:, None] * fade).flatten()[keep],
+        each(setting.modulation),
     )
 
 
 def imagine(
-    agent: Agent, policy: Policy, states: Tensor, goals: Tensor | None
+    agent: Agent,
+    policy: Policy,
+    states: Tensor,
+    goals: Tensor | None,
+    codes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The planning energy of what `policy` would do, differentiable in the policy.
 
@@ -178,11 +257,12 @@ def imagine(
         policy: acts.
         states: starting states `(B, D)`.
         goals: goal states `(B, D)`, or None where the task has no goal.
+        codes: `(B, M)`, what modulated modules are told; see `setting_of`.
 
     Returns:
         Energies `(B,)`, non-finite ones included, and the states after each action `(B, H, D)`.
     """
-    setting = agent.configurator.configure(goals, len(states), states.device)
+    setting = setting_of(agent, states, goals, codes)
     problem = agent.problem(setting, states)
     actions, path, state = [], [], states
     for t in range(problem.horizon):
@@ -243,22 +323,27 @@ class _Yardstick:
 
     agent: Agent
     states: Tensor  # (B, D)
-    goals: Tensor | None  # (B, D)
+    setting: Setting  # of B problems
     planned: dict[str, float]
 
     @staticmethod
     @torch.no_grad()
-    def of(agent: Agent, states: Tensor, seed: int) -> _Yardstick:
+    def of(
+        agent: Agent, states: Tensor, codes: Tensor | None, settings: float, seed: int
+    ) -> _Yardstick:
         """Draw starts, and plan once from them; randomness of its own, so that looking is free."""
         generator = torch.Generator().manual_seed(seed)
         draw = torch.randint(len(states), (2, JUDGED), generator=generator).to(states.device)
         start = states[draw[0]]
         goals = states[draw[1]] if agent.configurator.task.goal else None
-        setting = agent.configurator.configure(goals, JUDGED, states.device)
+        code = _rows(codes, draw[0])
+        if settings:
+            code = draw_settings(agent, states, JUDGED, settings, generator)
+        setting = setting_of(agent, start, goals, code)
         plan = agent.planner.plan(agent.problem(setting, start), generator=generator)
         finite = plan.energy[plan.energy.isfinite()]
         planned = {"planner_energy": float(finite.mean())} if len(finite) else {}
-        return _Yardstick(agent, start, goals, planned)
+        return _Yardstick(agent, start, setting, planned)
 
     @torch.no_grad()
     def measure(self, policy: Policy) -> dict[str, float]:
@@ -266,9 +351,9 @@ class _Yardstick:
 
         Lost is what has a non-finite energy; it is in no mean. Discrete policies act by indices.
         """
-        setting = self.agent.configurator.configure(self.goals, JUDGED, self.states.device)
-        problem = self.agent.problem(setting, self.states)
-        rolled = policy.rollout(self.agent.model, self.states, setting.context, problem.horizon)[0]
+        problem = self.agent.problem(self.setting, self.states)
+        context = self.setting.context
+        rolled = policy.rollout(self.agent.model, self.states, context, problem.horizon)[0]
         energy = losing(*evaluate(problem, rolled[:, None]))[:, 0]
         finite = energy[energy.isfinite()]
         own = {"energy": float(finite.mean())} if len(finite) else {}
@@ -283,6 +368,8 @@ def distill(
     generator: torch.Generator,
     on_step: OnStep | None = None,
     on_progress: Callable[[int], None] | None = None,
+    *,
+    codes: Tensor | None = None,
 ) -> Agent:
     """Train `policy` from encoded states; perception, model and cost stay as they are.
 
@@ -297,34 +384,44 @@ def distill(
             `energy` of the policy's roll-outs from fixed starts, the same for every arm, the share
             of them that is `lost` to non-finite energies, and `planner_energy` on these starts.
         on_progress: called with the number of problems just planned, or chosen as starts.
+        codes: `(N, M)`, what is told of the conditions at each of `states` (`LatentData.codes`),
+            where the model is modulated; the policy is told the same. Goals may come from other
+            conditions than the start.
 
     Returns:
         The agent with this policy, still in its own mode.
 
     Raises:
-        ValueError: every plan, or every roll-out of an update, has a non-finite energy.
+        ValueError: every plan, or every roll-out of an update, has a non-finite energy; or
+            `how.settings` is above 0, and policy or model do not fit that.
     """
-    yardstick = None if on_step is None else _Yardstick.of(agent, states, _apart(generator))
+    if how.settings:
+        _check_settings(agent, policy)
+    yardstick = None
+    if on_step is not None:
+        yardstick = _Yardstick.of(agent, states, codes, how.settings, _apart(generator))
     support = None
     if how.arm == "gradient" and how.support:
         support = Support.of(states, generator)
     told = on_progress or (lambda count: None)
     kept: list[list[Labels]] = []
     for round_ in range(how.rounds):
-        starts = _starts(agent, policy, states, how, generator, round_)
+        starts = _starts(agent, policy, states, codes, how, generator, round_)
         if how.arm == "labels":
             collected: list[Labels] = []
-            for start, goal in starts:
+            for start, goal, code in starts:
                 before = policy if round_ else None
-                collected.append(label(agent, before, start, goal, generator, how.decay))
+                collected.append(
+                    label(agent, before, start, goal, generator, how.decay, codes=code)
+                )
                 told(len(start))
             kept = [*(kept if round_ > 1 else []), collected][-how.keep :]
-            loss = _imitation(policy, [labels for one in kept for labels in one], how, generator)
+            loss = _imitation(policy, [labels for part in kept for labels in part], how, generator)
         else:
-            chosen: list[tuple[Tensor, Tensor | None]] = []
-            for start, goal in starts:
-                chosen.append((start, goal))
-                told(len(start))
+            chosen: list[Start] = []
+            for one in starts:
+                chosen.append(one)
+                told(len(one[0]))
             loss = _imagination(agent, policy, chosen, support, how, generator)
         with _frozen(agent):
             fit(
@@ -337,6 +434,25 @@ def distill(
     return replace(agent, policy=policy)
 
 
+def _check_settings(agent: Agent, policy: Policy) -> None:
+    """Refuse to distill over settings where the policy cannot be told them.
+
+    Raises:
+        ValueError: policy or model do not fit.
+    """
+    if code_size(agent.model) or agent.configurator.adjust.modulation:
+        raise ValueError(
+            "distillation.settings is above 0, but the model is modulated or adjust.modulation is "
+            "given, and a policy reads one code: choose distillation.settings 0"
+        )
+    size = setting_size(agent.configurator.task)
+    if policy.modulation_dim != size:
+        raise ValueError(
+            f"the policy's modulation is {policy.modulation_dim}, but a setting of this task has a "
+            f"code of {size} numbers: build the policy with modulation={size}"
+        )
+
+
 def _apart(generator: torch.Generator) -> int:
     """A seed for another stream, from that of `generator`, of which nothing is drawn."""
     return (generator.initial_seed() + 1) % 2**63
@@ -346,11 +462,12 @@ def _starts(
     agent: Agent,
     policy: Policy,
     states: Tensor,
+    codes: Tensor | None,
     how: Distillation,
     generator: torch.Generator,
     round_: int,
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Starts and goals `(B, D)` of one round, batch by batch.
+) -> Iterator[Start]:
+    """Starts and goals `(B, D)`, and codes `(B, M)`, of one round, batch by batch.
 
     They are drawn from `states` `(N, D)`; after the first round most starts are moved on to where
     the policy goes.
@@ -360,11 +477,14 @@ def _starts(
         draw = torch.randint(len(states), (2, count), generator=generator).to(states.device)
         start = states[draw[0]]
         goal = states[draw[1]] if agent.configurator.task.goal else None
+        code = _rows(codes, draw[0])
+        if how.settings:
+            code = draw_settings(agent, states, count, how.settings, generator)
         if round_:
-            moved = _visited(agent, policy, start, goal, generator)
+            moved = _visited(agent, policy, start, goal, code, generator)
             fresh = torch.rand(count, generator=generator).to(states.device) < how.fresh
             start = torch.where(fresh[:, None], start, moved)
-        yield start, goal
+        yield start, goal, code
 
 
 @torch.no_grad()
@@ -373,10 +493,11 @@ def _visited(
     policy: Policy,
     states: Tensor,
     goals: Tensor | None,
+    codes: Tensor | None,
     generator: torch.Generator,
 ) -> Tensor:
     """One state that the policy visits on its way from each of `states` `(B, D)`."""
-    context = agent.configurator.configure(goals, len(states), states.device).context
+    context = setting_of(agent, states, goals, codes).context
     horizon = agent.configurator.cost.horizon
     path = policy.rollout(agent.model, states, context, horizon)[1]
     when = torch.randint(horizon, (len(states),), generator=generator).to(states.device)
@@ -390,14 +511,16 @@ def _imitation(
     states = torch.cat([labels.states for labels in collected])
     actions = torch.cat([labels.actions for labels in collected])
     weights = torch.cat([labels.weights for labels in collected])
-    held = [labels.goals for labels in collected if labels.goals is not None]
-    goals = torch.cat(held) if held else None
+    read = {
+        "goal": _joined(labels.goals for labels in collected),
+        "modulation": _joined(labels.codes for labels in collected),
+    }
     if not len(states):
         raise ValueError("every plan has a non-finite energy: train the world model again")
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         draw = torch.randint(len(states), (how.minibatch,), generator=generator).to(states.device)
-        context = {} if goals is None else {"goal": goals[draw]}
+        context = {name: rows[draw] for name, rows in read.items() if rows is not None}
         scores = policy.scores(states[draw], context)
         if policy.discrete:
             error = nn.functional.cross_entropy(scores, actions[draw], reduction="none")
@@ -412,19 +535,18 @@ def _imitation(
 def _imagination(
     agent: Agent,
     policy: Policy,
-    chosen: list[tuple[Tensor, Tensor | None]],
+    chosen: list[Start],
     support: Support | None,
     how: Distillation,
     generator: torch.Generator,
 ) -> Loss:
     """The mean energy of the policy's roll-outs, and how far they leave the support."""
-    states = torch.cat([start for start, _ in chosen])
-    held = [goal for _, goal in chosen if goal is not None]
-    goals = torch.cat(held) if held else None
+    starts, *others = zip(*chosen, strict=True)
+    states, goals, codes = torch.cat(starts), *(_joined(rows) for rows in others)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         draw = torch.randint(len(states), (how.batch,), generator=generator).to(states.device)
-        energy, path = _finite(agent, policy, states[draw], None if goals is None else goals[draw])
+        energy, path = _finite(agent, policy, states[draw], _rows(goals, draw), _rows(codes, draw))
         imagined = energy.mean()
         if support is None:
             return imagined, {"imagined": imagined}
@@ -434,15 +556,25 @@ def _imagination(
     return loss
 
 
+def _joined(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """The rows of all parts, one after the other; None where there are none."""
+    held = [part for part in parts if part is not None]
+    return torch.cat(held) if held else None
+
+
+def _rows(held: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if held is None else held[index]
+
+
 def _finite(
-    agent: Agent, policy: Policy, states: Tensor, goals: Tensor | None
+    agent: Agent, policy: Policy, states: Tensor, goals: Tensor | None, codes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See `imagine`; only roll-outs that stay finite.
 
     Others are rolled out no more instead of being masked: zero times their infinite derivatives
     would be not a number in every parameter.
     """
-    energy, path = imagine(agent, policy, states, goals)
+    energy, path = imagine(agent, policy, states, goals, codes)
     finite = losing(energy[:, None], path[:, None])[:, 0].isfinite()
     if finite.all():
         return energy, path
@@ -451,7 +583,7 @@ def _finite(
             "every roll-out of the policy has a non-finite energy: train the world model again, "
             "or distill with distillation.arm labels"
         )
-    return imagine(agent, policy, states[finite], None if goals is None else goals[finite])
+    return imagine(agent, policy, states[finite], _rows(goals, finite), _rows(codes, finite))
 
 
 @contextmanager

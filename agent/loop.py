@@ -10,16 +10,18 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import Space
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from forethought.agent.agent import Agent, AgentState, Observation
 from forethought.envs.policies import Policy, env_actions, no_actions
+from forethought.worldmodel.latents import CODE, code_size
 
 Info = Mapping[str, Any]
 OnDecision = Callable[[np.ndarray, Any, Info, Any], None]
@@ -77,7 +79,10 @@ class AgentController(Controller):
     def start(self, observation: Observation, info: Info) -> AgentState:
         """Encode the goal where the task has one; see `Controller.start`."""
         return self.agent.start(
-            count(observation), goal=goal_of(self.agent, info), generator=self.generator
+            count(observation),
+            goal=goal_of(self.agent, info),
+            generator=self.generator,
+            code=code_of(self.agent, info),
         )
 
     def act(
@@ -160,7 +165,8 @@ class AgentPolicy(Policy):
         begun = (previous_actions == (-1 if discrete else 0)).all(axis=1)
         if self._carried is None or begun.any():
             self._carried = self._begin(self._carried, begun, observations, info)
-        action, self._carried = self.agent.act(self._carried, observations)
+        before = self._carried
+        action, decided = self.agent.act(before, observations)
         if discrete:
             drawn = generator.integers(self.agent.model.action_dim, size=len(action))
             done = np.where(generator.uniform(size=len(action)) < self.noise, drawn, action)
@@ -168,9 +174,10 @@ class AgentPolicy(Policy):
         else:
             noisy = action + self.noise * generator.standard_normal(action.shape)
             done = np.clip(noisy, -1, 1).astype(np.float32)
-        # What is believed next follows from what is done, not from what was decided.
+        # What is believed next, and remembered, follows from what is done, not from what was
+        # decided.
         previous = torch.as_tensor(done, device=self.agent.model.device)
-        self._carried = replace(self._carried, previous_action=previous)
+        self._carried = self.agent.instead(decided, before, previous)
         return done[:, None] if discrete else done
 
     def _begin(
@@ -178,7 +185,10 @@ class AgentPolicy(Policy):
     ) -> AgentState:
         """Begin the episodes under the mask `begun` `(N,)`; the others keep their plans."""
         fresh = self.agent.start(
-            count(observations), goal=goal_of(self.agent, info), generator=self.generator
+            count(observations),
+            goal=goal_of(self.agent, info),
+            generator=self.generator,
+            code=code_of(self.agent, info),
         )
         if carried is None or begun.all():
             return fresh
@@ -225,6 +235,23 @@ def goal_of(agent: Agent, info: Info) -> Observation | None:
         )
     goal: Observation = info["goal"]
     return goal
+
+
+def code_of(agent: Agent, info: Info) -> Tensor | None:
+    """What the environment tells of its conditions, `(B, M)`, where the model is modulated by it.
+
+    Raises:
+        ValueError: it tells nothing, and the configurator is not adjusted to a code.
+    """
+    if not code_size(agent.model) or agent.configurator.adjust.modulation:
+        return None
+    codes = info.get("quantities", {}).get(CODE)
+    if codes is None:
+        raise ValueError(
+            "the environment gives no info['quantities']['code'], but the model is modulated: "
+            "choose adjust.modulation, or an environment that gives it"
+        )
+    return torch.as_tensor(codes, device=agent.model.device).float()
 
 
 def run_episodes(

@@ -17,13 +17,13 @@ decisions is thought about.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from forethought.planners import Problem, evaluate
+from forethought.planners import Problem, evaluate, losing, safe_actions
 
 Signal = Literal["gain", "excess", "surprise", "random"]
 
@@ -49,6 +49,10 @@ class Thinking:
     ridge: float = 10.0
 
     def __post_init__(self) -> None:
+        if self.signal not in get_args(Signal):
+            raise ValueError(
+                f"thinking.signal is {self.signal!r}: choose one of {', '.join(get_args(Signal))}"
+            )
         if self.price is not None and not -float("inf") < self.price < float("inf"):
             raise ValueError(f"thinking.price is {self.price}: choose a finite one, or none")
         if not 0 <= self.share <= 1:
@@ -65,47 +69,68 @@ class Reached:
     """Energies that plans reached, as a linear function of the state they began in.
 
     Ridge regression, updated with every plan (Sherman-Morrison is not worth it at these sizes).
+    Each of the B rows has its own, from the plans of its own episode: goals differ between rows,
+    and what one does must not depend on who acts beside it.
 
     Args:
-        gram: sum of f f^T over plans with features f = (s, 1), `(D+1, D+1)`.
-        moment: sum of f E, `(D+1,)`.
-        count: number of plans.
+        gram: sum of f f^T over plans with features f = (s, 1), `(B, D+1, D+1)`.
+        moment: sum of f E, `(B, D+1)`.
+        count: number of plans, `(B,)` int64.
     """
 
     gram: Tensor
     moment: Tensor
-    count: int = 0
+    count: Tensor
 
     @staticmethod
     def nothing(state: Tensor) -> Reached:
         """No plan was made yet; for states like `state` `(B, D)`."""
-        size = state.shape[1] + 1
-        return Reached(state.new_zeros(size, size), state.new_zeros(size))
+        batch, size = len(state), state.shape[1] + 1
+        gram, moment = state.new_zeros(batch, size, size), state.new_zeros(batch, size)
+        return Reached(gram, moment, torch.zeros_like(gram[:, 0, 0], dtype=torch.int64))
 
-    def add(self, state: Tensor, energy: Tensor) -> Reached:
-        """With plans from `state` `(B, D)` of `energy` `(B,)`; non-finite ones are left out."""
-        finite = energy.isfinite()
-        f = _features(state[finite])
-        return replace(
-            self,
-            gram=self.gram + f.T @ f,
-            moment=self.moment + f.T @ energy[finite],
-            count=self.count + int(finite.sum()),
+    def add(self, state: Tensor, energy: Tensor, made: Tensor) -> Reached:
+        """With plans from `state` `(B, D)` of `energy` `(B,)`, in the rows where one was `made`.
+
+        What is not finite is left out.
+
+        Args:
+            state: where the plans began.
+            energy: what they reached.
+            made: `(B,)` bool.
+        """
+        counts = made & energy.isfinite() & state.isfinite().all(1)
+        f = torch.where(counts.unsqueeze(1), _features(state), 0)
+        reached = torch.where(counts, energy, 0).to(f)
+        return Reached(
+            self.gram + f.unsqueeze(2) * f.unsqueeze(1),
+            self.moment + f * reached.unsqueeze(1),
+            self.count + counts,
         )
 
     def expected(self, state: Tensor, ridge: float) -> Tensor:
         """Energy `(B,)` that a plan from `state` `(B, D)` would reach; -infinity before any plan.
 
-        The prior is a constant, the mean of all plans, with the weight of `ridge` plans.
+        The prior is a constant, the mean of a row's plans, with the weight of `ridge` plans.
         """
-        if not self.count:
-            return state.new_full((len(state),), -torch.inf)
-        mean = self.moment[-1] / self.count
+        mean = self.moment[:, -1] / self.count.clamp_min(1)
         # The targets minus their mean, so that the ridge draws towards the mean and not to zero.
-        moment = self.moment - mean * self.gram[:, -1]
-        prior = ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-        expected: Tensor = mean + _features(state) @ torch.linalg.solve(self.gram + prior, moment)
-        return expected
+        moment = self.moment - mean.unsqueeze(1) * self.gram[:, :, -1]
+        prior = ridge * torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
+        slope = torch.linalg.solve(self.gram + prior, moment)
+        expected = mean + (_features(state) * slope).sum(1)
+        return torch.where(self.count > 0, expected, -torch.inf)
+
+    def select(self, index: Tensor) -> Reached:
+        """The rows `index`; the others are dropped."""
+        return Reached(self.gram[index], self.moment[index], self.count[index])
+
+    def forget(self, rows: Tensor) -> Reached:
+        """Without the plans of the rows under the mask `rows` `(B,)`."""
+        kept = ~rows
+        return Reached(
+            self.gram * kept[:, None, None], self.moment * kept[:, None], self.count * kept
+        )
 
 
 def _features(state: Tensor) -> Tensor:
@@ -125,7 +150,9 @@ def cheapest(
     Returns:
         Actions `(B, H, A)` or `(B, H)`, their energies `(B,)`, the first-order gain `(B,)`, and
         the predicted states `(B, H, D)`. With discrete actions the gain is the largest fall of
-        the energy, to first order, from moving probability of one step to another action.
+        the energy, to first order, from moving a probability of 2 `radius` at every step to
+        another action. Where no candidate is finite: the safe actions, at infinite energy, and an
+        infinite gain, for any plan is better.
     """
     leaf = candidates
     if problem.actions is not None:
@@ -134,7 +161,7 @@ def cheapest(
         leaf = leaf.detach().requires_grad_()
         energies, states = evaluate(problem, leaf)
         (slope,) = torch.autograd.grad(energies.sum(), leaf)
-    energies = energies.detach().nan_to_num(torch.inf, torch.inf, torch.inf)
+    energies = losing(energies, states)
     rows = torch.arange(len(energies), device=energies.device)
     best = energies.argmin(1)
     slope, chosen = slope[rows, best].nan_to_num(0.0, 0.0, 0.0), leaf.detach()[rows, best]
@@ -146,4 +173,7 @@ def cheapest(
         moved = torch.clamp(chosen - radius * slope.sign(), low, high)
         gain = (slope * (chosen - moved)).sum((-1, -2))
     assert isinstance(states, Tensor)
-    return candidates[rows, best], energies[rows, best], gain, states.detach()[rows, best]
+    energy, finite = energies[rows, best], energies[rows, best].isfinite()
+    wide = finite.reshape(-1, *[1] * (candidates.ndim - 2))
+    actions = torch.where(wide, candidates[rows, best], safe_actions(problem).to(candidates))
+    return actions, energy, torch.where(finite, gain, torch.inf), states.detach()[rows, best]

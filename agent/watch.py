@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, agent: Agent, baseline: Gaps | None = None, ahead: int = 8) -> None:
         self.agent = agent
-        counted = agent.bank.names if agent.configurator.task.has_cost else ()
+        counted = agent.bank.names if bool(agent.configurator.weights.any()) else ()
         ahead = min(ahead, agent.configurator.cost.horizon)
         self.monitor = (
             CostMonitor.watching(counted, ahead=ahead, baseline=baseline) if counted else None
@@ -44,7 +44,11 @@ class Watch:
         """One decision of the environments `running`; see `run_episodes`."""
         assert isinstance(carried, AgentState)
         mind = carried.mind
-        assert mind is not None
+        if mind is None:  # the policy acts alone
+            none = torch.zeros(len(running))
+            self._rows.append({"thought": none, "model_steps": none})
+            self._times.append(carried.time - 1)
+            return
         begins = carried.time == 1  # it counts the decision that was just made
         if begins:  # another block of episodes: nothing imagined before is theirs
             self._last_action = None

@@ -4,8 +4,9 @@
 
 Each run was trained to hold the pole up over the middle of the rail. Here the term `centred` gets
 the weight 0 and an aim says where the cart shall be. Mode-2 plays held-out episodes for each place;
-told are the return (the task's own, which pays for the middle), the cart's mean distance from the
-place and the share of time with the pole up (cosine above 0.9), over the second half of each episode;
+told are the return (the task's own, which pays for the middle), the cart's mean distance from
+the place and the share of time with the pole up (cosine above 0.9), over the second half of each
+episode;
 beside them the same agent without adjustment, and the random policy.
 
 Writes `benchmarks/results/hold.json`.

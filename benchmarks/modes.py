@@ -4,10 +4,11 @@
         --lengthen pole_1
 
 For each run (one training seed each) a policy is distilled from few plans, and plays held-out
-episodes in Mode-1, in Mode-2, in mode `auto` with each signal, and with random thinking at the share
-that `auto` turned out to take. The price of thinking is found on episodes that are not held out, in
-the environment as it was trained in; it stays the same where a pole is 30 % longer. Differences are
-paired: same run, same episodes; their interval is a bootstrap over runs, then episodes.
+episodes in Mode-1, in Mode-2, in mode `auto` with each signal, and with random thinking at the
+share that `auto` turned out to take. The price of thinking is found on episodes that are not held
+out, in the environment as it was trained in; it stays the same where a pole is 30 % longer.
+Differences are paired: same run, same episodes; their interval is a bootstrap over runs, then
+episodes.
 
 Writes `benchmarks/results/modes_NAME.json`.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from gymnasium.spaces import Box, Discrete
@@ -28,6 +29,7 @@ from forethought.agent import (
     TemporalStage,
     Thinking,
 )
+from forethought.agent.setting_code import setting_size
 from forethought.envs import EnvSpec
 from forethought.planners import Planner
 from forethought.worldmodel import (
@@ -44,6 +46,7 @@ from forethought.worldmodel import (
     ResidualMLP,
     is_normalised,
 )
+from forethought.worldmodel.latents import code_size
 
 
 @dataclass(frozen=True)
@@ -115,16 +118,21 @@ class Model:
         action_embedding: size of a learned embedding of discrete actions; 0 takes them one-hot.
         recurrent: whether a belief is a prediction corrected by what is observed, trained in the
             stage `belief`, instead of the encoded observation alone.
+        modulation: size M of a code that modulates perception and predictor: what is known of an
+            episode's conditions. Data tell it as the quantity `code`, a setting as `modulation`.
+            0 reads none.
     """
 
     perception: Callable[[EnvSpec], Perception] = AutoPerception
     predictor: Callable[[int, int], Predictor] = ResidualMLP
     action_embedding: int = 0
     recurrent: bool = False
+    modulation: int = 0
 
     def __post_init__(self) -> None:
-        if self.action_embedding < 0:
-            raise ValueError(f"model.action_embedding is {self.action_embedding}: choose 0 or more")
+        for name in ("action_embedding", "modulation"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} is {getattr(self, name)}: choose 0 or more")
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,9 @@ class Stages:
             raise ValueError(f"stages.critic_members is {self.critic_members}: choose 1 or more")
 
 
+Part = TypeVar("Part", Perception, Predictor)
+
+
 def device_of(name: str) -> torch.device:
     """The device called `auto`, `cpu`, `cuda` or `mps`; the one place where it is chosen.
 
@@ -209,7 +220,8 @@ def build_model(model: Model, spec: EnvSpec, device: torch.device, seed: int) ->
     """A world model for environments like `spec`, initialised from `seed`.
 
     Raises:
-        ValueError: the action space is neither a box in [-1, 1] nor discrete.
+        ValueError: the action space is neither a box in [-1, 1] nor discrete, or perception or
+            predictor cannot be modulated and shall be.
     """
     space = spec.action_space
     with torch.random.fork_rng(devices=[]):
@@ -223,14 +235,32 @@ def build_model(model: Model, spec: EnvSpec, device: torch.device, seed: int) ->
                 f"{spec.id} has the action space {space}: make it with forethought.envs.make, "
                 "which rescales boxes to [-1, 1]"
             )
-        perception = model.perception(spec)
-        predictor = model.predictor(perception.latent_dim, actions.dim)
+        perception = _modulated("perception", model.perception, model.modulation, spec)
+        sizes = perception.latent_dim, actions.dim
+        predictor = _modulated("predictor", model.predictor, model.modulation, *sizes)
         correction = None
         if model.recurrent:
             flat = is_normalised(perception, spec)
             correction = Correction(perception.latent_dim, normalise=flat)
         jepa = JEPA(perception, predictor, actions, correction)
     return jepa.to(device)
+
+
+def _modulated(field: str, make: Callable[..., Part], modulation: int, *arguments: Any) -> Part:
+    """Perception or predictor, told the size of the code only where there is one."""
+    if not modulation:
+        return make(*arguments)
+    refusal = (
+        f"model.modulation is {modulation}, but model.{field} takes no argument 'modulation': "
+        "choose 0, or a class that has one"
+    )
+    try:
+        part = make(*arguments, modulation=modulation)
+    except TypeError as error:
+        raise ValueError(refusal) from error
+    if part.modulation_dim != modulation:
+        raise ValueError(refusal)
+    return part
 
 
 def build_readouts(jepa: JEPA, sizes: Mapping[str, int], seed: int) -> Readouts:
@@ -271,12 +301,19 @@ def goal_term_of(cost: Cost, temporal: TemporalDistance | None) -> GoalTerm:
     return TemporalCost(temporal)
 
 
-def build_policy(jepa: JEPA, task: Task, seed: int) -> Policy:
-    """A policy for the states of `jepa`, initialised from `seed`."""
+def build_policy(jepa: JEPA, task: Task, seed: int, *, settings: bool = False) -> Policy:
+    """A policy for the states of `jepa`, initialised from `seed`.
+
+    It reads the model's codes; with `settings` it reads the setting (`Distillation.settings`).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 3)
         policy = Policy(
-            jepa.latent_dim, jepa.action_dim, goal=task.goal, discrete=jepa.actions.discrete
+            jepa.latent_dim,
+            jepa.action_dim,
+            goal=task.goal,
+            discrete=jepa.actions.discrete,
+            modulation=setting_size(task) if settings else code_size(jepa),
         )
         return policy.to(jepa.device)
 

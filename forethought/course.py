@@ -68,6 +68,7 @@ from forethought.worldmodel import (
     train_joint,
     train_predictor,
 )
+from forethought.worldmodel.latents import CODE, check_codes, code_size
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +151,12 @@ class Course:
     def __post_init__(self) -> None:
         seed, rank = self.plan.seed, ranks.rank()
         device = self.jepa.device
+        check_codes(self.held, code_size(self.jepa))
+        if code_size(self.jepa) and self.plan.stages.critic.source == "memory":
+            raise ValueError(
+                f"stages.critic.source is 'memory', which keeps no codes, but model.modulation is "
+                f"{code_size(self.jepa)}: choose episodes"
+            )
         sizes = {name: value.shape[1] for name, value in quantities_of(self.held, device).items()}
         missing = set(self.task.reads) - set(sizes) - {"state"}
         if missing:
@@ -248,7 +255,7 @@ class Course:
             "belief": lambda on_step: train_belief(
                 self.jepa,
                 self.latents,
-                encoded_blank(self.jepa, self.held.spec),
+                encoded_blank(self.jepa, self.held.spec, self.latents.codes),
                 stages.belief,
                 self.generator,
                 on_step,
@@ -476,15 +483,16 @@ class Course:
 
 
 def quantities_of(dataset: Dataset, device: torch.device) -> dict[str, Tensor]:
-    """Named quantities that a state could tell, `(N, n)` float32 each; the goal's are left out.
+    """Named quantities that a state could tell, `(N, n)` float32 each.
 
+    The goal's are left out, and `code`: what a setting tells is not to be read from states.
     `reward` is what was paid for the step that led to a state, not-a-number at an episode's first
     one; `terminated` is 1 where the task ended the episode.
     """
     found = {
         name: torch.as_tensor(np.array(dataset.arrays(f"quantities.{name}"), np.float32))
         for name in dataset.quantity_names
-        if not name.startswith("goal")
+        if not name.startswith("goal") and name != CODE
     }
     first = np.zeros(int(dataset.observation_offsets[-1]), bool)
     first[dataset.observation_offsets[:-1]] = True

@@ -15,6 +15,7 @@ from forethought.course import Course, environment_steps, quantities_of
 from forethought.envs import HELD_OUT_SEED, EnvSpec
 from forethought.run_folder import Metrics
 from forethought.worldmodel import JEPA, LatentData, Readouts, diagnose
+from forethought.worldmodel.latents import CODE, code_size
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +89,20 @@ def _recorded_gaps(
 
 
 def agreement(agent: Agent, spec: EnvSpec, seed: int, starts: int = 4) -> dict[str, float]:
-    """Gradient agreement with the simulator, where there is one and actions are continuous."""
+    """Gradient agreement with the simulator, where there is one and actions are continuous.
+
+    Empty also where the model reads a code that the simulator does not tell.
+    """
     horizon = min(agent.configurator.cost.horizon, spec.episode_limit - 11, 256 // spec.action_dim)
     if agent.model.actions.discrete or horizon < 1:
         return {}
     try:
-        envs.make(spec.id, **spec.options).close()
+        env = envs.make(spec.id, **spec.options)
     except (ValueError, ImportError):  # recorded data whose simulator is elsewhere
+        return {}
+    untold = code_size(agent.model) and CODE not in env.reset(seed=0)[1].get("quantities", {})
+    env.close()
+    if untold:
         return {}
     horizons = sorted({max(1, horizon // 4), max(1, horizon // 2), horizon})
     first = HELD_OUT_SEED - 100_000 + 1000 * (seed % 100)  # never held out, whatever the seed
@@ -135,7 +143,9 @@ def wall_violations(
         return {}
     action = torch.stack((across[index].sign(), torch.zeros_like(across[index])), -1)
     imagined = jepa.rollout(
-        data.states[index], action[:, None].expand(-1, steps, -1).to(data.states)
+        data.states[index],
+        action[:, None].expand(-1, steps, -1).to(data.states),
+        context=data.context(index),
     )
     path = readouts(imagined)["position"].cpu().numpy()  # (N, steps, 2)
     walls, doors = wall[index].cpu().numpy(), door[index].cpu().numpy()

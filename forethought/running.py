@@ -188,7 +188,8 @@ def load(
     _check_cost(meta, task, readouts, jepa, folder)
     policy = None
     if folder.policy.exists():
-        policy = build_policy(jepa, task, seed).eval().requires_grad_(False)
+        settings = bool(read_meta(folder.policy).get("reads_settings"))
+        policy = build_policy(jepa, task, seed, settings=settings).eval().requires_grad_(False)
         load_checkpoint(folder.policy, {"policy": policy})
     agent = build_agent(
         jepa,
@@ -474,8 +475,9 @@ def distill(
         raise ValueError(f"{run} ships with the package and is not changed: copy its folder first")
     source = data or trained.arguments["data"] or trained.folder.data
     model, bank = trained.agent.model, trained.agent.bank
-    states = encode_dataset(model, Dataset.open(source)).states
-    policy = build_policy(trained.agent.model, trained.agent.configurator.task, seed)
+    latents = encode_dataset(model, Dataset.open(source))
+    settings = distillation.settings > 0
+    policy = build_policy(model, trained.agent.configurator.task, seed, settings=settings)
     generator = torch.Generator().manual_seed(seed)
     total = distillation.rounds * distillation.problems
     with (
@@ -486,11 +488,13 @@ def distill(
         distill_policy(
             trained.agent,
             policy,
-            states,
+            latents.states,
             distillation,
             generator,
             on_step=lambda step, values: metrics.log("distill", step, values),
             on_progress=bar.by,
+            codes=latents.codes,
         )
-    save_checkpoint(trained.folder.policy, {"policy": policy}, {"seed": seed})
+    meta = {"seed": seed, "reads_settings": settings}
+    save_checkpoint(trained.folder.policy, {"policy": policy}, meta)
     return trained.folder

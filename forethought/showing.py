@@ -74,6 +74,7 @@ def _show_one(folder: RunFolder) -> None:
         for name, value in report.items():
             table.add_row(name, number_text(value))
         print_table(console, "diagnostics", table)
+    _print_calibration(console, folder)
     rows = folder.read_json("results.json")
     if rows:
         console.print()
@@ -111,6 +112,19 @@ def _print_task(console: Console, folder: RunFolder) -> None:
         cost = f"{kind} {arguments.get('quantity') or ''}".strip()
         table.add_row(name, cost, number_text(item.get("weight", 1.0)))
     print_table(console, f"task: {goal}an end is a {task.get('end')}", table)
+
+
+def _print_calibration(console: Console, folder: RunFolder) -> None:
+    """Whether the critic tells the truth, where the run says."""
+    report = folder.read_json("calibration.json")
+    if report:
+        columns = ("slope", "correlation", "mean_absolute_error", "bias")
+        table = folding_table("term", *(name.replace("_", " ") for name in columns))
+        for name, term in (report.get("terms") or {}).items():
+            table.add_row(name, *(number_text(term.get(column)) for column in columns))
+        print_table(console, f"critic, on {report.get('count')} states: 1 is a true slope", table)
+    if (folder.path / "calibration.png").is_file():
+        console.print(f"expected and realised: {folder.path / 'calibration.png'}", soft_wrap=True)
 
 
 def _rounds(folder: RunFolder) -> list[dict[str, Any]]:
@@ -271,8 +285,8 @@ def _serve(folders: Sequence[RunFolder], port: int) -> None:
             "0 for a free one"
         ) from error
     console = plain_console()
-    console.print(f"TensorBoard: {url} (Ctrl-C ends it)", soft_wrap=True)
-    try:
+    try:  # the address is in it: who has read it may end this at once
+        console.print(f"TensorBoard: {url} (Ctrl-C ends it)", soft_wrap=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

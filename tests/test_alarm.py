@@ -162,7 +162,7 @@ def test_a_planner_that_exploits_a_readout_raises_the_alarm() -> None:
     said = monitor.sentence()
     assert said is not None
     assert "cost term 'height'" in said
-    assert "support term" in said
+    assert "--rounds" in said
 
 
 def test_an_honest_model_raises_none() -> None:
@@ -327,8 +327,8 @@ def test_the_sentence() -> None:
     assert said == (
         "the planner exploits the model in cost term 'it': for the next 5 steps its plans imagine "
         "0.20 and 0.50 is what follows, a gap of 0.30 in 120 comparisons, where no gap along "
-        "recorded actions was measured: add a support term to the plans, collect more data with "
-        "the planner, or train the predictor with the adversarial stage"
+        "recorded actions was measured: collect more data with the planner (--rounds), or train "
+        "the predictor with stages.predictor.perturbation"
     )
     gaps = Gaps(compared(0.05, 10).found.next, Gap.none(1))
     said = compared(0.3, 120, baseline=gaps).sentence()

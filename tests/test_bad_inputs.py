@@ -383,7 +383,6 @@ BAD = {
     ),
     "a description where a folder is": Bad("data DATA --json HERE", "it is a folder"),
     "video with a wrong ending": Bad("act RUN --video film.txt", "film.txt must end in .gif"),
-    "video of nothing": Bad("act RUN --video film.gif", "draws no pictures: leave --video out"),
     "video where nothing can be": Bad(
         "act RUN --video a-file/film.gif", "a-file/film.gif cannot be written | choose another"
     ),

@@ -314,6 +314,43 @@ def test_tensorboard(two: Path, names: list[str]) -> None:
     assert "Traceback" not in err
 
 
+def test_tensorboard_that_is_ended_as_it_says_its_address(
+    two: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who has read the address may press Ctrl-C before anything else happens."""
+    from tensorboard import program
+
+    from forethought import showing
+
+    monkeypatch.setattr(program.TensorBoard, "launch", lambda self: "http://127.0.0.1:1/")
+    made = showing.plain_console()
+
+    def speak(words: str, **options: object) -> None:
+        if "Ctrl-C" in words:
+            raise KeyboardInterrupt
+        sys.stdout.write(f"{words}\n")
+
+    monkeypatch.setattr(made, "print", speak)
+    monkeypatch.setattr(showing, "plain_console", lambda: made)
+    assert main(["show", "one", "--tensorboard"]) == 0
+    assert "has ended" in capsys.readouterr().out
+
+
+def test_the_critics_calibration_is_shown(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measures = {"slope": 0.75, "correlation": None, "mean_absolute_error": 0.125, "bias": -0.5}
+    report = {"count": 321, "terms": {"upright": {"bins": [], **measures}}}
+    assert "calibration" not in told(capsys, "show", "one")
+    (two / "one/calibration.json").write_text(json.dumps(report))
+    out = told(capsys, "show", "one")
+    assert "321 states" in out
+    assert ["upright", "0.75", "0.125", "-0.5"] in lines_of(out)
+    assert "calibration.png" not in out
+    (two / "one/calibration.png").touch()
+    assert f"expected and realised: {Path('one') / 'calibration.png'}" in told(
+        capsys, "show", "one"
+    )
+
+
 def test_tensorboard_on_a_port_that_is_taken(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import socket
 

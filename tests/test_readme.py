@@ -21,6 +21,8 @@ BRIEF = {
         "--stages.predictor.steps=10",
         "--stages.readouts.steps=10",
         "--stages.critic.steps=10",
+        "--stages.temporal.steps=10",
+        "--stages.belief.steps=10",
         "--planner.iterations=2",
     ],
     "distill": ["--distillation.problems=64", "--distillation.steps=20"],

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from forethought.envs import EnvSpec
 from forethought.worldmodel.fit import OnStep, fit
-from forethought.worldmodel.perception import Perception, mlp
+from forethought.worldmodel.perception import Context, Perception, mlp
 from forethought.worldmodel.snapshot import Snapshot
 
 if TYPE_CHECKING:  # a JEPA holds a Correction
@@ -72,7 +72,9 @@ class Correction(nn.Module):
 def is_normalised(perception: Perception, spec: EnvSpec) -> bool:
     """Whether an encoder of observations like `spec`'s ends in a LayerNorm, as its states show."""
     device = next(perception.parameters()).device
-    state = perception(_zeros(spec.observation_space, device))[0]
+    size = perception.modulation_dim
+    context = ({"modulation": torch.zeros(1, size, device=device)},) if size else ()
+    state = perception(_zeros(spec.observation_space, device), *context)[0]
     off = torch.stack((state.mean(), state.var(unbiased=False) - 1))
     return bool((off.abs() < 1e-2).all())
 
@@ -115,21 +117,41 @@ class BeliefStage:
 
 
 @torch.no_grad()
-def encoded_blank(model: JEPA, spec: EnvSpec) -> Tensor:
-    """Enc of an observation that is zero everywhere, `(D,)`: vectors, pictures, or both.
+def encoded_blank(
+    model: JEPA, spec: EnvSpec, codes: Tensor | None = None, batch: int = 512
+) -> Tensor:
+    """Enc of an observation that is zero everywhere: vectors, pictures, or both.
+
+    Args:
+        model: the world model.
+        spec: says what observations are.
+        codes: `(N, M)`; to a modulated encoder a blank looks otherwise under every code. Each that
+            is there is encoded once.
+        batch: blanks encoded side by side.
+
+    Returns:
+        `(D,)`; `(N, D)`, one for each code, where the encoder reads codes.
 
     Raises:
         ValueError: observations are neither `Box` nor a dictionary of them.
     """
-    return model.encode(_zeros(spec.observation_space, model.device))[0]
+    space, device = spec.observation_space, model.device
+    if codes is None or not model.perception.modulation_dim:
+        return model.encode(_zeros(space, device))[0]
+    each, which = torch.unique(codes, dim=0, return_inverse=True)
+    blanks = [
+        model.encode(_zeros(space, device, len(part)), {"modulation": part})
+        for part in torch.split(each, batch)
+    ]
+    return torch.cat(blanks)[which]
 
 
-def _zeros(space: Space[Any], device: torch.device) -> Any:
+def _zeros(space: Space[Any], device: torch.device, count: int = 1) -> Any:
     if isinstance(space, spaces.Dict):
-        return {name: _zeros(part, device) for name, part in space.spaces.items()}
+        return {name: _zeros(part, device, count) for name, part in space.spaces.items()}
     if not isinstance(space, spaces.Box):
         raise ValueError(f"observation_space is {space}, which has no zero: use Box or Dict of Box")
-    return torch.zeros((1, *space.shape), device=device)
+    return torch.zeros((count, *space.shape), device=device)
 
 
 def draw_blanks(count: int, length: int, stage: BeliefStage, generator: torch.Generator) -> Tensor:
@@ -146,20 +168,21 @@ def draw_blanks(count: int, length: int, stage: BeliefStage, generator: torch.Ge
     return has & (time >= first) & (time < first + run)
 
 
-def track(model: JEPA, encoded: Tensor, actions: Tensor) -> Tensor:
+def track(model: JEPA, encoded: Tensor, actions: Tensor, context: Context | None = None) -> Tensor:
     """Beliefs along windows, keeping the gradient.
 
     Args:
         model: with a correction; without one the beliefs are `encoded`.
         encoded: Enc(x), `(B, T+1, D)`.
         actions: `(B, T, A)`, discrete ones `(B, T)`.
+        context: conditioning, tensors with leading axis B, or None.
 
     Returns:
         `(B, T+1, D)`, the first being `encoded`'s.
     """
     beliefs = [encoded[:, 0]]
     for step, action in enumerate(actions.unbind(1)):
-        beliefs.append(model.update(beliefs[-1], action, encoded[:, step + 1]))
+        beliefs.append(model.update(beliefs[-1], action, encoded[:, step + 1], context))
     return torch.stack(beliefs, dim=1)
 
 
@@ -182,7 +205,8 @@ def train_belief(
     Args:
         model: with a correction; encoder and predictor stay as they are.
         data: cached latents.
-        blank: `(D,)`, what a blank observation is encoded to; see `encoded_blank`.
+        blank: what a blank observation is encoded to, `(D,)`, or at each index of `data`,
+            `(N, D)`; see `encoded_blank`.
         stage: lengths and rates.
         generator: source of windows and blanks.
         on_step: see `fit`; the terms are the errors at blank and at other observations.
@@ -194,7 +218,7 @@ def train_belief(
     correction = model.correction
     if correction is None:
         raise ValueError("model.correction is None: choose Correction(state_dim) to train a belief")
-    if blank.shape != data.states.shape[1:]:
+    if blank.shape not in (data.states.shape[1:], data.states.shape):
         raise ValueError(
             f"blank has shape {tuple(blank.shape)}: choose {tuple(data.states.shape[1:])}, as "
             "encoded_blank returns it"
@@ -203,12 +227,15 @@ def train_belief(
     starts = data.starts(length)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
-        states, actions = data.windows(data.draw(starts, stage.batch, generator), length)
+        drawn = data.draw(starts, stage.batch, generator)
+        states, actions = data.windows(drawn, length)
+        unseen = blank if blank.dim() == 1 else blank[drawn, None]
         hidden = draw_blanks(len(states), length, stage, generator).to(states.device)
-        encoded = torch.where(hidden[..., None], blank, states)
+        encoded = torch.where(hidden[..., None], unseen, states)
         sighted = ~hidden.any(1, keepdim=True)
         encoded[:, 0] = torch.where(sighted, states[:, 0].roll(1, 0), states[:, 0])
-        error = (track(model, encoded, actions) - states)[:, 1:].square().mean(-1)
+        believed = track(model, encoded, actions, data.context(drawn))
+        error = (believed - states)[:, 1:].square().mean(-1)
         at_blank = hidden[:, 1:]
         terms = {
             "blank": error[at_blank].sum() / at_blank.sum().clamp_min(1),

@@ -68,10 +68,11 @@ def open_loop(
     starts = data.starts(horizon)
     draw = torch.randint(len(starts), (samples,), generator=generator).to(starts.device)
     states, actions = data.windows(starts[draw], horizon)
+    context = data.context(starts[draw])
     first, last = states[:, 0], states[:, -1]
-    predicted = model.rollout(first, actions)[:, -1]
+    predicted = model.rollout(first, actions, context=context)[:, -1]
     order = torch.randperm(samples, generator=generator).to(starts.device)
-    shuffled = model.rollout(first, actions[order])[:, -1]
+    shuffled = model.rollout(first, actions[order], context=context)[:, -1]
     change = (last - first).square().sum(-1).mean().clamp_min(1e-12)
     report = {
         "open_loop_ratio": float((predicted - last).square().sum(-1).mean() / change),

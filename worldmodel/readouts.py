@@ -121,7 +121,8 @@ class Readouts(nn.Module):
             index = index.clamp(max=rows)
             with torch.no_grad():
                 states = data.states[index]
-                predicted = model.rollout(states[:, 0], data.actions[index[:, :-1]])
+                actions, context = data.actions[index[:, :-1]], data.context(index[:, 0])
+                predicted = model.rollout(states[:, 0], actions, context=context)
             true = {
                 name: quantities[name][index].masked_fill(beyond, math.nan) for name in self.sizes
             }

@@ -18,7 +18,15 @@ from torch import Tensor
 from forethought.envs import Dataset, Windows
 from forethought.worldmodel.fit import OnStep, fit
 from forethought.worldmodel.jepa import JEPA
-from forethought.worldmodel.latents import LatentData, action_tensor, to_tensor
+from forethought.worldmodel.latents import (
+    CODE,
+    LatentData,
+    action_tensor,
+    check_codes,
+    code_size,
+    to_tensor,
+    told,
+)
 from forethought.worldmodel.objective import Objective
 from forethought.worldmodel.snapshot import Snapshot
 
@@ -107,21 +115,28 @@ def train_joint(
         standardise: set the encoder's standardisation from the data first.
         bfloat16: run encoder and predictor in bfloat16 where it is safe (autocast); losses stay
             in float32.
+
+    Raises:
+        ValueError: the model is modulated, and the data hold no codes that fit.
     """
     device = model.device
+    size = code_size(model)
+    check_codes(dataset, size)
     if standardise:
         model.perception.standardise_by(dataset.channel_statistics())
     stored = [name for name in objective.reads if name in dataset.quantity_names]
-    windows = dataset.windows(stage.unroll, stored)
+    windows = dataset.windows(stage.unroll, [*stored, *([CODE] if size else [])])
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         batch = windows.sample(stage.batch, generator)
         actions = action_tensor(batch.actions, model, device)
+        codes = torch.as_tensor(batch.quantities[CODE], device=device).float() if size else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            encoded = model.encode(to_tensor(batch.observations, device))
-            predicted = model.rollout(encoded[:, 0], actions)
-        told = _told(batch, objective.reads)
-        quantities = {k: torch.as_tensor(v, device=device) for k, v in told.items()}
+            encoded = model.encode(to_tensor(batch.observations, device), told(codes))
+            first = None if codes is None else codes[:, 0]
+            predicted = model.rollout(encoded[:, 0], actions, context=told(first))
+        read = _read(batch, objective.reads)
+        quantities = {k: torch.as_tensor(v, device=device) for k, v in read.items()}
         total: Tensor
         total, terms = objective(encoded.float(), predicted.float(), actions, quantities)
         return total, terms
@@ -136,12 +151,12 @@ def train_joint(
     )
 
 
-def _told(batch: Windows, reads: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read(batch: Windows, reads: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Quantities `(B, T+1, n)` of windows, `reward` and `terminated` among them where read.
 
     What was paid for the step before a window is unknown; nothing had ended there.
     """
-    told = dict(batch.quantities)
+    read = {name: values for name, values in batch.quantities.items() if name in reads}
     for name, first, values in (
         ("reward", np.nan, batch.rewards),
         ("terminated", 0.0, batch.terminal),
@@ -149,8 +164,8 @@ def _told(batch: Windows, reads: tuple[str, ...]) -> dict[str, np.ndarray]:
         if name in reads:
             padded = np.full((len(values), values.shape[1] + 1, 1), first, np.float32)
             padded[:, 1:, 0] = values
-            told[name] = padded
-    return told
+            read[name] = padded
+    return read
 
 
 def train_predictor(
@@ -170,11 +185,14 @@ def train_predictor(
     starts = data.starts(stage.unroll)
     spread = stage.perturbation * data.states.std(0)
 
-    def error(state: Tensor, actions: Tensor, after: Tensor) -> Tensor:
-        return (model.rollout(state, actions) - after).square().mean()
-
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
-        states, actions = data.windows(data.draw(starts, stage.batch, generator), stage.unroll)
+        drawn = data.draw(starts, stage.batch, generator)
+        states, actions = data.windows(drawn, stage.unroll)
+        context = data.context(drawn)
+
+        def error(state: Tensor, actions: Tensor, after: Tensor) -> Tensor:
+            return (model.rollout(state, actions, context=context) - after).square().mean()
+
         first, after = states[:, 0], states[:, 1:]
         terms = {}
         if stage.perturbation:

@@ -272,7 +272,8 @@ def train_critic(
             valid = (left > 0) & shown[:, index[:, 0], None]  # (M, B, T)
             index = index.clamp(max=rows)
             states = data.states[torch.cat((index, (index[:, -1:] + 1).clamp(max=rows)), 1)]
-            predicted = model.rollout(states[:, 0], data.actions[index])[:, :-1]
+            context = data.context(index[:, 0])
+            predicted = model.rollout(states[:, 0], data.actions[index], context=context)[:, :-1]
             if later is None:
                 values = critic.averages(states[:, 1:], slow=True)
                 told = (costs[index], values, data.terminal[index], end)

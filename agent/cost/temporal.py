@@ -158,7 +158,8 @@ def train_temporal(
         index = index + span.minimum(data.remaining[index])  # the last state stands for what is cut
         with torch.no_grad():
             states = data.states[index]
-            predicted = model.rollout(states[:, 0], data.actions[index[:, :-1]])
+            actions, context = data.actions[index[:, :-1]], data.context(index[:, 0])
+            predicted = model.rollout(states[:, 0], actions, context=context)
             predicted = torch.cat((states[:, :1], predicted), 1)
         # What is cut off is replaced, not only masked: an action there was never taken.
         predicted = torch.where(inside[..., None], predicted, states)
@@ -168,7 +169,7 @@ def train_temporal(
         too_long = torch.where(valid, away - 1, 0.0).clamp_min(0).square().sum() / valid.sum()
         terms = {"too_long": too_long}
         if stage.actions:
-            terms["too_long_imagined"] = imagined(states)
+            terms["too_long_imagined"] = imagined(index)
         # Goals are the states of another window, met at another time.
         goals = here[0].roll(1, 0)[:, torch.randperm(length + 1, generator=generator)]
         far = between(here, goals)
@@ -176,12 +177,15 @@ def train_temporal(
         total = stage.weight * torch.stack(list(terms.values())).mean() - gain
         return total, terms | {"average": gain}
 
-    def imagined(states: Tensor) -> Tensor:
+    def imagined(index: Tensor) -> Tensor:
         """How much longer than one decision random actions seem, from B states of the windows."""
-        state = data.draw(states.flatten(0, 1), len(states), generator)  # (B, D)
+        chosen = data.draw(index.flatten(), len(index), generator)
+        state = data.states[chosen]  # (B, D)
+        context = data.context(chosen.repeat_interleave(stage.actions))
         tried = _random_actions(model, len(state) * stage.actions, generator).to(state.device)
         with torch.no_grad():
-            after = model.predict(state.repeat_interleave(stage.actions, 0), tried)
+            before = state.repeat_interleave(stage.actions, 0)
+            after = model.predict(before, tried, context=context)
         after = after.view(len(state), stage.actions, -1)  # (B, K, D)
         return (module.steps(state[:, None], after) - 1).clamp_min(0).square().mean()
 

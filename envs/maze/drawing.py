@@ -16,8 +16,8 @@ from forethought.envs.two_rooms.drawing import (
     GOAL,
     WALL,
     Colour,
-    _disc,
-    _polyline,
+    disc,
+    polyline,
 )
 from forethought.envs.two_rooms.drawing import agent_channel as two_rooms_agent_channel
 from forethought.envs.two_rooms.geometry import ROOMS_32
@@ -90,10 +90,10 @@ def draw_maze(
     frame = np.where(shown[..., None], np.asarray(WALL, np.float64), np.asarray(BACKGROUND))
     if goal is not None:
         # The goal is a ring of the radius that counts, with a dot in its middle.
-        _disc(frame, centres, goal, SUCCESS_RADIUS, scale, GOAL, strength=0.35)
-        _disc(frame, centres, goal, 0.25 * SUCCESS_RADIUS, scale, GOAL)
+        disc(frame, centres, goal, SUCCESS_RADIUS, scale, GOAL, strength=0.35)
+        disc(frame, centres, goal, 0.25 * SUCCESS_RADIUS, scale, GOAL)
     for points, colour in paths or ():
-        _polyline(frame, centres, np.asarray(points, np.float64), scale, colour, width=0.07)
+        polyline(frame, centres, np.asarray(points, np.float64), scale, colour, width=0.07)
     if agent is not None:
-        _disc(frame, centres, agent, 0.25, scale, AGENT)
+        disc(frame, centres, agent, 0.25, scale, AGENT)
     return np.asarray(np.rint(frame), np.uint8)

@@ -107,12 +107,12 @@ def draw_scene(
     frame = np.where(solid[..., None], np.asarray(WALL, np.float64), np.asarray(BACKGROUND))
     if goal is not None:
         # The goal is a ring of the radius that counts, with a dot in its middle.
-        _disc(frame, centres, goal, geometry.success_radius, scale, GOAL, strength=0.35)
-        _disc(frame, centres, goal, 0.25 * geometry.success_radius, scale, GOAL)
+        disc(frame, centres, goal, geometry.success_radius, scale, GOAL, strength=0.35)
+        disc(frame, centres, goal, 0.25 * geometry.success_radius, scale, GOAL)
     for points, colour in paths or ():
-        _polyline(frame, centres, np.asarray(points, np.float64), scale, colour)
+        polyline(frame, centres, np.asarray(points, np.float64), scale, colour)
     if agent is not None:
-        _disc(frame, centres, agent, geometry.agent_std, scale, AGENT)
+        disc(frame, centres, agent, geometry.agent_std, scale, AGENT)
     return np.asarray(np.rint(frame), np.uint8)
 
 
@@ -120,7 +120,7 @@ def _blend(region: Array, alpha: Array, colour: Colour) -> None:
     region += alpha[..., None] * (np.asarray(colour, np.float64) - region)
 
 
-def _disc(
+def disc(
     frame: Array,
     centres: Array,
     point: ArrayLike,
@@ -129,24 +129,54 @@ def _disc(
     colour: Colour,
     strength: float = 1.0,
 ) -> None:
+    """Draw a disc with a smooth edge into `frame`.
+
+    Args:
+        frame: `(H, W, 3)` float, 0 to 255, changed in place.
+        centres: Where the centres of rows and columns are, `(max(H, W),)`, evenly spaced.
+        point: Centre of the disc, `(2,)` (x, y), on the scale of `centres`.
+        radius: On the same scale.
+        scale: Frame pixels per unit of it.
+        colour: RGB, 0 to 255.
+        strength: 1 covers what is there, 0 leaves it.
+    """
+    height, width = frame.shape[:2]
     x, y = np.asarray(point, np.float64).reshape(2)
-    distance = np.hypot(centres[None, :] - x, centres[:, None] - y)
+    distance = np.hypot(centres[None, :width] - x, centres[:height, None] - y)
     _blend(frame, strength * np.clip((radius - distance) * scale + 0.5, 0.0, 1.0), colour)
 
 
-def _polyline(
+def polyline(
     frame: Array, centres: Array, points: Array, scale: int, colour: Colour, width: float = 0.3
 ) -> None:
-    """Draw a line of `2 * width` pixels; joints are covered once, by the largest coverage."""
+    """Draw a line through points; joints are covered once, by the largest coverage.
+
+    What is outside of the frame is left out, and so are pieces whose ends are not finite: an
+    imagined trajectory may run off.
+
+    Args:
+        frame: `(H, W, 3)` float, 0 to 255, changed in place.
+        centres: Where the centres of rows and columns are, `(max(H, W),)`, evenly spaced.
+        points: `(P, 2)` (x, y), on the scale of `centres`.
+        scale: Frame pixels per unit of it.
+        colour: RGB, 0 to 255.
+        width: Half of the line's width, on the same scale.
+
+    Raises:
+        ValueError: `points` is not `(P, 2)`.
+    """
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"a path has shape {points.shape}: give (P, 2)")
     alpha = np.zeros(frame.shape[:2])
     for start, end in pairwise(points):
         if not np.isfinite([start, end]).all():
-            continue  # an imagined trajectory may run off; what can be drawn is drawn
+            continue
         low = np.searchsorted(centres, np.minimum(start, end) - width - 1.0 / scale)
         high = np.searchsorted(centres, np.maximum(start, end) + width + 1.0 / scale)
-        rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
+        across, down = min(high[0], frame.shape[1]), min(high[1], frame.shape[0])
+        if across <= low[0] or down <= low[1]:
+            continue
+        rows, columns = slice(low[1], down), slice(low[0], across)
         dx, dy = centres[None, columns] - start[0], centres[rows, None] - start[1]
         run, rise = end - start
         along = (dx * run + dy * rise) / max(float(run**2 + rise**2), 1e-12)
