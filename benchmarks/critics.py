@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--episodes", type=int, default=20, help="to play with each; 0: none")
+    parser.add_argument("--only-play", action="store_true", help="leave the comparison out")
     parser.add_argument("--block", type=int, default=40, help="first block of held-out seeds")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -81,7 +82,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for number, run in enumerate(given.runs):
         trained = load(run, device="cpu")
-        rows += compare(trained, given.steps)
+        rows += [] if given.only_play else compare(trained, given.steps)
         if given.episodes:
             rows += play(trained, given.steps, held_out_seeds(given.episodes, given.block + number))
     content = {

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from forethought import envs, pictures
-from forethought.agent import Agent, gradient_agreement, recorded_gaps, violation_rate
+from forethought.agent import (
+    Agent,
+    calibration,
+    gradient_agreement,
+    realised,
+    recorded_gaps,
+    violation_rate,
+)
 from forethought.build import build_agent
 from forethought.course import Course, environment_steps, quantities_of
 from forethought.envs import HELD_OUT_SEED, EnvSpec
@@ -57,11 +65,32 @@ def finish(course: Course, latents: LatentData, metrics: Metrics, seconds: float
     metrics.log("diagnostics", steps, report)
     folder.write_json("diagnostics.json", report)
     folder.write_json("training.json", spent)
+    calibrated = _calibration(course, latents, quantities)
+    if calibrated is not None:
+        folder.write_json("calibration.json", calibrated)
     try:
         pictures.training_curves(folder.metrics, folder.path / "training.png")
+        if calibrated is not None:
+            pictures.calibration_plot(calibrated, folder.path / "calibration.png")
     except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         logger.warning("the curves cannot be drawn: %s", error)  # the run is whole without them
     folder.snapshot.unlink(missing_ok=True)
+
+
+def _calibration(
+    course: Course, latents: LatentData, quantities: dict[str, Tensor]
+) -> dict[str, Any] | None:
+    """What the critic expects against what came; None where it promises no sums of cost."""
+    critic = course.critic
+    if critic is None or course.plan.stages.critic.form != "td":
+        return None
+    lasting = course.task.lasting.to(latents.states.device)
+    came, known = realised(latents, course.costs(quantities), lasting, critic.discount)
+    count = int(known.sum())
+    if not count:
+        return None
+    names = course.task.bank.names
+    return calibration(critic, latents.states[known], came[known], names=names, bins=min(10, count))
 
 
 def _recorded_gaps(

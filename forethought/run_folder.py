@@ -246,7 +246,11 @@ class Metrics:
     def __init__(self, folder: RunFolder, *, writes: bool = True) -> None:
         self._board: SummaryWriter | None = None
         self._lines: TextIO | None = None
-        legs = [line for line in read_metrics(folder.metrics) if line["stage"] != "distill"]
+        legs = [
+            line
+            for line in read_metrics(folder.metrics)
+            if line["stage"] != "distill" and not line["stage"].startswith("mind/")
+        ]
         self.before = float(legs[-1].get("seconds", 0)) if legs else 0.0
         self._began = time.perf_counter()
         if writes:
