@@ -84,6 +84,7 @@ class AgentState:
         leg: number of the present goal on the way, `(B,)` int64, where there are several.
         reached: what plans reached in each row, for mode `auto`.
         spent: decisions that mode `auto` thought about, and all, `(B, 2)` int64.
+        regret: gains that mode `auto` let pass since its last plan, `(B,)`.
         mind: what went on in the last decision; None in Mode-1, unless the memory is wanted there.
     """
 
@@ -101,6 +102,7 @@ class AgentState:
     leg: Tensor | None = None
     reached: Reached | None = None
     spent: Tensor | None = None
+    regret: Tensor | None = None
     mind: Mind | None = None
 
     def select(self, index: Tensor) -> AgentState:
@@ -128,6 +130,8 @@ class AgentState:
             rows["reached"] = self.reached.forget(begun)
         if self.spent is not None:
             rows["spent"] = self.spent * kept.unsqueeze(1)
+        if self.regret is not None:
+            rows["regret"] = self.regret.masked_fill(begun, 0.0)
         if self.memory is not None:
             rows["memory"] = self.memory.forget(begun)
         return replace(self, setting=setting, begun=begun, **rows)
@@ -411,9 +415,12 @@ class Agent:
             problem, torch.stack(candidates, 1), thinking.radius
         )
         reached = carried.reached or Reached.nothing(belief)
+        regret = gain.clamp_min(0) + (0 if carried.regret is None else carried.regret)
         match thinking.signal:
             case "gain":
                 signal = gain
+            case "regret":
+                signal = regret
             case "excess":
                 signal = energy - reached.expected(belief, thinking.ridge)
             case "surprise":
@@ -461,6 +468,7 @@ class Agent:
             planned=None,
             reached=reached,
             spent=spent + torch.stack((worth.long(), torch.ones_like(worth).long()), 1),
+            regret=regret.masked_fill(worth, 0.0),
             mind=mind,
         )
 

@@ -155,6 +155,12 @@ def price_for(
         every = np.concatenate((every, signals))
         if low[0] > -_NEVER and high[0] < _NEVER:
             price = float(np.interp(thinking.share, (high[1], low[1]), (high[0], low[0])))
+        elif thinking.signal == "regret" and thinking.share:
+            # It grows by so much in each decision: the price is the time between plans. But what
+            # has been planned grows more slowly, hence the square. Where nothing was, half of
+            # what it grew to is its median.
+            grown = 2 * float(np.median(signals)) * len(seeds) / len(signals)
+            price = price * (share / thinking.share) ** 2 if share else grown / thinking.share
         else:
             # As far again beyond the share as it was missed by, but no more than half the rest.
             beyond = thinking.share * (thinking.share / share if share else 1.0)

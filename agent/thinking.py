@@ -8,6 +8,10 @@ thinking:
               gradient step: sum over actions of |dE/da| times the way to the edge of a small box
     excess    how far its energy lies above what past plans reached from such states, as a linear
               regression on states tells
+    regret    the gains, where they are gains, added up over the decisions since the last plan: what
+              acting without a plan has cost so far. To buy when the rent paid reaches the price
+              is the rule of ski rental (Karlin et al. 1988): at most twice what the best
+              moments, known beforehand, would have cost
     surprise  how far the state observed is from the one predicted, mean squared per dimension
     random    a number drawn from [0, 1): the control that the others are compared with
 
@@ -25,7 +29,7 @@ from torch import Tensor
 
 from forethought.planners import Problem, evaluate, losing, safe_actions
 
-Signal = Literal["gain", "excess", "surprise", "random"]
+Signal = Literal["gain", "regret", "excess", "surprise", "random"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Thinking:
             that are neither trained nor tested on.
         share: share of decisions to think about that the price is found for; where the price is
             given, the most that an episode may spend.
-        radius: half the edge of the box of `gain`, in units of actions.
+        radius: half the edge of the box of `gain` and `regret`, in units of actions.
         ridge: weight of the regression's prior of `excess`, in observations.
     """
 

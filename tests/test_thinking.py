@@ -297,6 +297,30 @@ def test_surprises_are_thought_about() -> None:
     assert carried.mind.surprise.tolist() == pytest.approx([0, 0.25, 0], abs=1e-6)
 
 
+def test_regret_is_what_the_gains_add_up_to_since_the_last_plan() -> None:
+    agent = auto(signal="regret", price=0.15)
+    cheap = told(agent, signal="gain", price=NEVER)
+    carried, owed = begin(agent, points(4, 1)), torch.zeros(4)
+    setting = begin(cheap, points(4, 1)).setting
+    decided: list[bool] = []
+    for step in range(8):
+        seen = points(4, step)
+        _, idle = cheap.act(replace(carried, setting=setting), seen)
+        _, carried = agent.act(carried, seen)
+        assert carried.mind is not None
+        assert idle.mind is not None
+        owed = owed + idle.mind.signal.clamp_min(0)
+        torch.testing.assert_close(carried.mind.signal, owed)
+        assert thought(carried) == (owed > 0.15).tolist()
+        decided += thought(carried)
+        owed[carried.mind.thought] = 0
+    assert 0 < sum(decided) < 32
+    begun = torch.tensor([True, False, False, False])
+    after = carried.begin(begin(agent, points(4, 1)), begun)
+    assert after.regret is not None
+    assert after.regret.tolist() == [0.0, *owed[1:].tolist()]
+
+
 def test_excess_is_how_far_the_cheap_proposal_lies_above_what_plans_reached() -> None:
     agent = auto(signal="excess", price=0.1, ridge=3.0)
     carried = begin(agent, points(4, 1))
@@ -317,9 +341,9 @@ def test_excess_is_how_far_the_cheap_proposal_lies_above_what_plans_reached() ->
     assert after.reached.count.tolist() == [1 + both for both in thought(after)]
 
 
-@pytest.mark.parametrize("signal", ["gain", "excess", "surprise"])
+@pytest.mark.parametrize("signal", ["gain", "regret", "excess", "surprise"])
 def test_what_a_row_does_depends_on_no_other_row(signal: Any) -> None:
-    price = {"gain": 0.08, "excess": 0.05, "surprise": 0.1}[signal]
+    price = {"gain": 0.08, "regret": 0.2, "excess": 0.05, "surprise": 0.1}[signal]
     agent = auto(signal=signal, price=price, share=0.6)
     goals, beside = points(4, 9), points(4, 10)
     beside[1] = goals[1]
@@ -488,7 +512,7 @@ def test_discrete_actions(price: float) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"signal": "whim"}, "thinking.signal is 'whim': choose one of gain, excess, surprise, r"),
+        ({"signal": "whim"}, "thinking.signal is 'whim': choose one of gain, regret, excess, su"),
         ({"price": math.inf}, "thinking.price is inf: choose a finite one, or none"),
         ({"price": math.nan}, "thinking.price is nan"),
         ({"share": 1.5}, r"thinking.share is 1.5: choose it in \[0, 1\]"),
@@ -520,7 +544,7 @@ def share_at(agent: Agent, env: Any, price: float, seeds: list[int]) -> float:
     return watch.summary()["thinking_share"]
 
 
-@pytest.mark.parametrize("signal", ["gain", "excess"])
+@pytest.mark.parametrize("signal", ["gain", "regret", "excess"])
 @pytest.mark.parametrize("share", [0.4, 0.7])
 def test_the_price_keeps_the_share_on_other_episodes(signal: Any, share: float) -> None:
     agent = auto(Gradient(starts=3, iterations=4), signal=signal, price=None, share=share)
