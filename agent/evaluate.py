@@ -112,7 +112,7 @@ def price_for(
     seeds: Sequence[int],
     generator: torch.Generator,
     *,
-    passes: int = 5,
+    passes: int = 6,
     tolerance: float = 0.02,
 ) -> float:
     """The price of thinking at which mode `auto` thinks about the share that it is told.
@@ -154,7 +154,7 @@ def price_for(
         low, high = (low, (price, share)) if share < thinking.share else ((price, share), high)
         every = np.concatenate((every, signals))
         if low[0] > -_NEVER and high[0] < _NEVER:
-            price = float(np.interp(thinking.share, (high[1], low[1]), (high[0], low[0])))
+            price = _between(low, high, thinking.share)
         elif thinking.signal == "regret" and thinking.share:
             # It grows by so much in each decision: the price is the time between plans. But what
             # has been planned grows more slowly, hence the square. Where nothing was, half of
@@ -172,6 +172,14 @@ def price_for(
                 break
             price = float(np.median(between))
     return best
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], share: float) -> float:
+    """A price between two with their shares, by powers where that makes sense."""
+    prices, shares = np.array((high[0], low[0])), np.array((high[1], low[1]))
+    if min(low[0], high[1], share) > 0:
+        return float(np.exp(np.interp(np.log(share), np.log(shares), np.log(prices))))
+    return float(np.interp(share, shares, prices))
 
 
 _NEVER = 1e30  # a price that only an infinite signal exceeds

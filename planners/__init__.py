@@ -4,6 +4,7 @@ The folder imports nothing else of the project and never sees a network.
 """
 
 from forethought.planners.cem import CEM
+from forethought.planners.deadline import Clock, Deadline
 from forethought.planners.gradient import Gradient
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.mppi import MPPI
@@ -16,7 +17,9 @@ from forethought.planners.state import State, expand, flatten, select, unflatten
 __all__ = [
     "CEM",
     "MPPI",
+    "Clock",
     "Context",
+    "Deadline",
     "Gradient",
     "Incumbent",
     "Plan",

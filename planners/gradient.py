@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forethought.planners.deadline import Deadline
 from forethought.planners.discrete import one_hot
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
@@ -76,7 +77,7 @@ class Gradient(Planner):
         *,
         proposals: Tensor | None = None,
         generator: torch.Generator,
-        deadline: float | None = None,
+        deadline: Deadline | None = None,
     ) -> Plan:
         """Plan each problem; see `Planner.plan`."""
         incumbent = Incumbent(problem, deadline)

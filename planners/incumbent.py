@@ -6,6 +6,7 @@ import time
 import torch
 from torch import Tensor
 
+from forethought.planners.deadline import Deadline
 from forethought.planners.problem import Plan, Problem, Status
 from forethought.planners.proposals import safe_actions
 from forethought.planners.rollout import evaluate, losing
@@ -22,7 +23,7 @@ class Incumbent:
         deadline: As in `Planner.plan`.
     """
 
-    def __init__(self, problem: Problem, deadline: float | None) -> None:
+    def __init__(self, problem: Problem, deadline: Deadline | None) -> None:
         self._began = time.perf_counter()
         self._problem = problem
         self._deadline = deadline
@@ -83,7 +84,7 @@ class Incumbent:
             return False
         if self._energy.is_cuda:
             torch.cuda.synchronize(self._energy.device)  # queued work takes time too
-        self._stopped = time.perf_counter() >= self._deadline
+        self._stopped = self._deadline.passed()
         return self._stopped
 
     def plan(self) -> Plan:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forethought.planners.deadline import Deadline
 from forethought.planners.discrete import first_guess, one_hot, sample
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
@@ -67,7 +68,7 @@ class MPPI(Planner):
         *,
         proposals: Tensor | None = None,
         generator: torch.Generator,
-        deadline: float | None = None,
+        deadline: Deadline | None = None,
     ) -> Plan:
         """Plan each problem; see `Planner.plan`."""
         incumbent = Incumbent(problem, deadline)

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from forethought.planners.deadline import Deadline
 from forethought.planners.state import State, expand, flatten, leaves, select
 
 __all__ = [
@@ -278,7 +279,7 @@ class Planner(ABC):
         *,
         proposals: Tensor | None = None,
         generator: torch.Generator,
-        deadline: float | None = None,
+        deadline: Deadline | None = None,
     ) -> Plan:
         """Plan each problem of the batch, apart from the others.
 
@@ -291,8 +292,8 @@ class Planner(ABC):
                 int64 `(B, P, H)` where they are discrete: the shifted previous plan, the roll-out
                 of a policy. The plan is at least as good.
             generator: Source of randomness; the same seed gives the same plan.
-            deadline: Absolute time in seconds of `time.perf_counter()`. An iteration that has
-                begun is finished, no other begins; the first always runs.
+            deadline: When to stop, and by which clock. An iteration that has begun is finished,
+                no other begins; the first always runs.
 
         Returns:
             The best candidate ever evaluated, per problem.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forethought.planners.deadline import Deadline
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
 from forethought.planners.proposals import starts
@@ -46,7 +47,7 @@ class RandomShooting(Planner):
         *,
         proposals: Tensor | None = None,
         generator: torch.Generator,
-        deadline: float | None = None,
+        deadline: Deadline | None = None,
     ) -> Plan:
         """Plan each problem; see `Planner.plan`."""
         incumbent = Incumbent(problem, deadline)

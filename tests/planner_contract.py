@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import FrozenInstanceError, fields, replace
+from itertools import count
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from forethought.planners import Plan, Planner, Problem, Status, evaluate
+from forethought.planners import Deadline, Plan, Planner, Problem, Status, evaluate
 
 FLOAT = torch.float64
 
@@ -224,14 +225,25 @@ class CommonContract:
 
     def test_a_deadline_in_the_past_still_gives_a_plan(self) -> None:
         problem = self.recorder().problem()
-        plan = self.plan(problem, deadline=time.perf_counter() - 1.0)
-        full = self.plan(problem, deadline=time.perf_counter() + 1e6)
+        plan = self.plan(problem, deadline=Deadline.after(-1.0))
+        full = self.plan(problem, deadline=Deadline.after(1e6))
         assert plan.trace.shape == (1, 3)
         assert plan.energy.isfinite().all()
         assert plan.status == (Status.DEADLINE if self.stops_early else Status.OK,) * 3
         assert full.status == (Status.OK,) * 3
         assert same(full, self.plan(problem))
         assert torch.equal(full.trace[0], plan.energy)
+
+    def test_a_deadline_goes_by_the_clock_that_it_carries(self) -> None:
+        """The clock here counts how often it is asked: once after each iteration."""
+        problem = self.recorder().problem()
+        full = self.plan(problem)
+        stopped = self.plan(problem, deadline=Deadline(2.0, count(1).__next__))
+        late = self.stops_early and len(full.trace) > 2
+        assert stopped.status == (Status.DEADLINE if late else Status.OK,) * 3
+        length = len(stopped.trace)
+        assert length < len(full.trace) if late else length == len(full.trace)
+        assert torch.equal(stopped.trace, full.trace[:length])
 
     def test_the_plan_says_what_it_is_worth(self) -> None:
         problem = self.recorder().problem()

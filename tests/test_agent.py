@@ -147,7 +147,7 @@ class Repeating(Planner):
         *,
         proposals: Tensor | None = None,
         generator: torch.Generator,
-        deadline: float | None = None,
+        deadline: Any = None,
     ) -> Plan:
         self.proposals.append(proposals)
         ramp = torch.arange(problem.horizon) / 100 + len(self.proposals) / 10

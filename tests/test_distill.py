@@ -137,7 +137,7 @@ class Answering(Planner):
         *,
         proposals: Tensor | None = None,
         generator: torch.Generator,
-        deadline: float | None = None,
+        deadline: Any = None,
     ) -> Plan:
         actions = torch.full((problem.batch, problem.horizon, 2), self.action)
         energies, states = evaluate(problem, actions[:, None])

@@ -404,7 +404,7 @@ class Fixed(Planner):
         *,
         proposals: Tensor | None = None,
         generator: torch.Generator,
-        deadline: float | None = None,
+        deadline: Any = None,
     ) -> Plan:
         self.proposals.append(proposals)
         self.goals.append(problem.context["goal"])
