@@ -1,10 +1,11 @@
-"""Cartpole holds another position by Setting alone: no training, an aim is passed.
+"""Cartpole goes to another position and holds it by Setting alone: no training, an aim is passed.
 
     python benchmarks/hold.py runs/cartpole-0 runs/cartpole-1 runs/cartpole-2
 
-Each run was trained to hold the pole up over the middle of the rail. Here the term `centred` gets
-the weight 0, an aim says where the cart shall be, and the critic, which knows nothing of the aim,
-counts less. Mode-2 plays held-out episodes for each place;
+Each run was trained to swing the pole up and hold it over the middle of the rail. So it does for
+the first decisions; then the setting changes, as a configurator may change it at any time: the term
+`centred` gets the weight 0, an aim says where the cart shall be, and the critic, which knows
+nothing of the aim, counts less. Mode-2 plays held-out episodes for each place;
 told are the return (the task's own, which pays for the middle), the cart's mean distance from
 the place and the share of time with the pole up (cosine above 0.9), over the second half of each
 episode;
@@ -20,7 +21,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from forethought import load
 from forethought.agent import (
     Adjustment,
     AgentController,
+    AgentState,
     Aim,
+    Configurator,
     Controller,
     PolicyController,
     bootstrap_mean,
@@ -43,7 +46,7 @@ from forethought.run_folder import commit
 from forethought.running import Trained
 
 RESULTS = Path(__file__).parent / "results"
-PLACES = (-0.5, -0.3, 0.3, 0.5)
+PLACES = (-0.5, -0.25, 0.25, 0.5)
 
 
 def main() -> None:
@@ -52,8 +55,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--episodes", type=int, default=10, help="for each place")
     parser.add_argument("--block", type=int, default=30, help="first block of held-out seeds")
-    parser.add_argument("--weight", type=float, default=1.5, help="of the aim")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the aim")
     parser.add_argument("--critic", type=float, default=0.3, help="weight of the critic")
+    parser.add_argument("--horizon", type=int, default=30, help="once the setting has changed")
+    parser.add_argument("--after", type=int, default=100, help="decisions before it changes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,15 +88,39 @@ def main() -> None:
 KEYS = ("return", "distance", "upright")
 
 
+@dataclass(frozen=True)
+class Redirected(AgentController):
+    """The agent, told something else on its way.
+
+    Args:
+        configurator: what tells it.
+        after: decisions before that.
+    """
+
+    configurator: Configurator
+    after: int
+
+    def act(
+        self, carried: AgentState, observation: Any, info: Any
+    ) -> tuple[np.ndarray, AgentState]:
+        """One perception-action step; the last plan is of the old horizon and is dropped."""
+        if carried.time == self.after:
+            setting = self.configurator.configure(None, len(carried.setting.u), torch.device("cpu"))
+            carried = replace(carried, setting=setting, plan=None, until_replan=0)
+        return super().act(carried, observation, info)
+
+
 def contenders(trained: Trained, place: float, given: Any) -> dict[str, Controller]:
     """With the aim, without it, and at random."""
     task = replace(trained.agent.configurator.task, aims={"position": Aim("position[0]", 0.5)})
     adjust = Adjustment({"centred": 0.0}, {"position": (place,)}, {"position": given.weight})
-    cost = replace(trained.agent.configurator.cost, critic=given.critic)
-    configurator = replace(trained.agent.configurator, task=task, adjust=adjust, cost=cost)
-    adjusted = replace(trained.agent, configurator=configurator)
+    cost = replace(trained.agent.configurator.cost, critic=given.critic, horizon=given.horizon)
+    knowing = replace(trained.agent.configurator, task=task)
+    told = replace(knowing, adjust=adjust, cost=cost)
+    agent = replace(trained.agent, configurator=knowing)
+    generator = torch.Generator().manual_seed(0)
     return {
-        "adjusted": AgentController(adjusted, torch.Generator().manual_seed(0)),
+        "adjusted": Redirected(agent, generator, told, given.after),
         "as trained": AgentController(trained.agent, torch.Generator().manual_seed(0)),
         "random": PolicyController(Random(), trained.spec.action_space, np.random.default_rng(0)),
     }
