@@ -10,6 +10,7 @@ The agent itself never changes while it acts: what it carries from step to step 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
@@ -25,7 +26,7 @@ from forethought.agent.memory import ShortTermMemory
 from forethought.agent.policy import Policy
 from forethought.agent.setting_code import setting_code
 from forethought.agent.thinking import Reached, cheapest
-from forethought.planners import Plan, Planner, Problem, shift
+from forethought.planners import Clock, Deadline, Plan, Planner, Problem, shift
 from forethought.worldmodel import JEPA, Readouts
 from forethought.worldmodel.latents import code_size
 
@@ -150,6 +151,7 @@ class Agent:
         policy: Mode-1's policy, or None before distillation.
         recall: what is remembered, and what for; None: no memory.
         goal_term: how far a state is from the goal.
+        clock: tells the time to plans that may take only so long (`Cost.seconds`).
     """
 
     model: JEPA
@@ -160,6 +162,7 @@ class Agent:
     policy: Policy | None = None
     recall: Recall | None = None
     goal_term: GoalTerm = field(default_factory=GoalDistance)
+    clock: Clock = time.perf_counter
 
     def __post_init__(self) -> None:
         if self.configurator.mode != 2 and self.policy is None:
@@ -304,8 +307,11 @@ class Agent:
         """Mode-2: plan from the current belief.
 
         Among the starts are, as far as the planner has room for them, the rest of the last plan,
-        what the policy would do, and what was done from the nearest states remembered.
+        what the policy would do, and what was done from the nearest states remembered. Where the
+        setting says how long a plan may take, the search ends by then; this counts from here.
         """
+        seconds = carried.setting.cost.seconds
+        deadline = None if seconds is None else Deadline.after(seconds, self.clock)
         belief = carried.belief
         if belief is None:
             raise ValueError("nothing was observed yet: call `act`, which calls this")
@@ -319,7 +325,9 @@ class Agent:
             found = memory.proposals(belief, carried.setting, count=count, neighbours=max(8, count))
             starts += [*found.unbind(1)]
         proposals = torch.stack(starts[: self.planner.room], dim=1) if starts else None
-        return self.planner.plan(problem, proposals=proposals, generator=carried.generator)
+        return self.planner.plan(
+            problem, proposals=proposals, generator=carried.generator, deadline=deadline
+        )
 
     def costs_of(self, states: Tensor, actions: Tensor) -> Tensor:
         """Intrinsic terms `(..., n)` of states `(..., D)` and the actions that led to them."""

@@ -37,6 +37,8 @@ class Cost:
         critic: weight v of the critic's estimate of what comes after the plan.
         replan_every: actions of a plan that are carried out before the next plan is made, between
             1 and the horizon.
+        seconds: most time that a plan may take, in seconds of the agent's clock: the best plan
+            found by then counts. None: the planner's own iterations, however long they take.
     """
 
     reduction: Literal["sum", "softmin", "last"] = "sum"
@@ -46,6 +48,7 @@ class Cost:
     discount: float = 0.8
     critic: float = 1.0
     replan_every: int = 1
+    seconds: float | None = None
 
     def per_decision(self, seconds: float) -> float:
         """Gamma per decision, where `seconds` pass between two decisions."""
@@ -62,6 +65,10 @@ class Cost:
             raise ValueError(f"cost.discount is {self.discount}: choose it in (0, 1]")
         if not 0 <= self.critic < float("inf"):
             raise ValueError(f"cost.critic is {self.critic}: choose 0 or more, finite")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise ValueError(
+                f"cost.seconds is {self.seconds}: choose it above 0, finite, or none at all"
+            )
         if not 1 <= self.replan_every <= self.horizon:
             raise ValueError(
                 f"cost.replan_every is {self.replan_every}: choose it between 1 and the horizon "

@@ -1,12 +1,13 @@
 """Who should act: mode `auto` against random thinking at the same share, with an early policy.
 
-    python benchmarks/modes.py runs/cartpole-0 runs/cartpole-1 runs/cartpole-2 --name cartpole \
-        --lengthen pole_1
+    python benchmarks/modes.py runs/cartpole-0 runs/cartpole-1 runs/cartpole-2 \
+        --name cartpole_longer --lengthen pole_1
 
 For each run (one training seed each) a policy is distilled from few plans, and plays held-out
 episodes in Mode-1, in Mode-2, in mode `auto` with each signal, and with random thinking at the
 share that `auto` turned out to take. The price of thinking is found on episodes that are not held
-out, in the environment as it was trained in; it stays the same where a pole is 30 % longer.
+out, in the environment that is played in: as it was trained in, or with a pole 30 % longer
+(`--lengthen`), of which model and policy know nothing.
 Differences are paired: same run, same episodes; their interval is a bootstrap over runs, then
 episodes.
 
@@ -56,10 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--lengthen", help="body that is longer in the changed environment")
+    parser.add_argument("--lengthen", help="play where this body is longer; else as trained")
     parser.add_argument("--factor", type=float, default=1.3)
-    parser.add_argument("--share", type=float, default=0.25)
-    parser.add_argument("--signals", nargs="+", default=["gain", "excess", "surprise"])
+    parser.add_argument("--share", type=float, default=0.2)
+    parser.add_argument("--signals", nargs="+", default=["regret"])
     parser.add_argument("--problems", type=int, default=64)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--episodes", type=int, default=20)
@@ -67,55 +68,52 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    changes: dict[str, dict[str, Any]] = {"as trained": {}}
-    if given.lengthen:
-        changes[f"{given.lengthen} {given.factor} times as long"] = {
-            "lengthen": {given.lengthen: given.factor}
-        }
     rows: list[Row] = []
     for place, run in enumerate(given.runs):
-        rows += play(run, changes, given, given.block + place)
+        rows += play(run, given, given.block + place)
         write(given, rows)
 
 
-def play(run: Path, changes: dict[str, dict[str, Any]], given: Any, block: int) -> list[Row]:
-    """All modes in all environments, on one run."""
+def play(run: Path, given: Any, block: int) -> list[Row]:
+    """All modes, on one run."""
     trained = early(load(run, device="cpu"), given.problems, given.steps)
+    options: dict[str, Any] = {}
+    change = "as trained"
+    if given.lengthen:
+        options = {"lengthen": {given.lengthen: given.factor}}
+        change = f"{given.lengthen} {given.factor} times as long"
+    env = trained.make_env(given.episodes, **options)
     seeds = held_out_seeds(given.episodes, block)
-    prices = {signal: price(trained, signal, given) for signal in given.signals}
-    rows = []
-    for change, options in changes.items():
-        env = trained.make_env(given.episodes, **options)
+    rows: list[Row] = []
 
-        def measure(
-            name: str, agent: Agent, env: Any = env, change: str = change
-        ) -> tuple[Row, float]:
-            watch = Watch(agent)
-            generator = torch.Generator().manual_seed(block)
-            began = time.perf_counter()
-            outcomes = run_episodes(env, AgentController(agent, generator), seeds, on_step=watch)
-            row = {
-                "run": run.name,
-                "environment": change,
-                "mode": name,
-                "returns": [round(outcome.return_, 3) for outcome in outcomes],
-                "seconds": time.perf_counter() - began,
-            } | {k: watch.summary()[k] for k in ("thinking_share", "model_steps_per_decision")}
-            rows.append(row)
-            print(
-                f"{run.name} {change}: {name} {np.mean(row['returns']):.0f}, "
-                f"share {row['thinking_share']:.2f}, {row['seconds']:.0f} s",
-                flush=True,
-            )
-            return row, float(row["thinking_share"])
+    def measure(name: str, agent: Agent) -> float:
+        watch = Watch(agent)
+        generator = torch.Generator().manual_seed(block)
+        began = time.perf_counter()
+        outcomes = run_episodes(env, AgentController(agent, generator), seeds, on_step=watch)
+        row = {
+            "run": run.name,
+            "environment": change,
+            "mode": name,
+            "returns": [round(outcome.return_, 3) for outcome in outcomes],
+            "seconds": time.perf_counter() - began,
+        } | {k: watch.summary()[k] for k in ("thinking_share", "model_steps_per_decision")}
+        rows.append(row)
+        print(
+            f"{run.name} {change}: {name} {np.mean(row['returns']):.0f}, "
+            f"share {row['thinking_share']:.2f}, {row['seconds']:.0f} s",
+            flush=True,
+        )
+        return float(row["thinking_share"])
 
-        measure("1", trained.in_mode(1))
-        measure("2", trained.in_mode(2))
-        for signal in given.signals:
-            thinking = Thinking(signal=signal, price=prices[signal], share=1.0)
-            _, share = measure(f"auto {signal}", thoughtful(trained, thinking))
-            chance = Thinking(signal="random", price=1 - share, share=1.0)
-            measure(f"random as {signal}", thoughtful(trained, chance))
+    measure("1", trained.in_mode(1))
+    measure("2", trained.in_mode(2))
+    for signal in given.signals:
+        found = price(trained, env, signal, given)
+        thinking = Thinking(signal=signal, price=found, share=1.0)
+        share = measure(f"auto {signal}", thoughtful(trained, thinking))
+        chance = Thinking(signal="random", price=1 - share, share=1.0)
+        measure(f"random as {signal}", thoughtful(trained, chance))
     return rows
 
 
@@ -137,12 +135,11 @@ def thoughtful(trained: Trained, thinking: Thinking) -> Agent:
     return replace(trained.agent, configurator=configurator)
 
 
-def price(trained: Trained, signal: Any, given: Any) -> float:
-    """The price at which the share is kept, in the environment as it was trained in."""
+def price(trained: Trained, env: Any, signal: Any, given: Any) -> float:
+    """The price at which the share is kept, on episodes that are not held out."""
     agent = thoughtful(trained, Thinking(signal=signal, share=given.share))
     first = HELD_OUT_SEED - 200_000
     seeds = list(range(first, first + given.episodes))
-    env = trained.make_env(given.episodes)
     return price_for(agent, env, seeds, torch.Generator().manual_seed(0))
 
 

@@ -5,7 +5,9 @@ The world here is a point in a plane that actions push: s' = s + a / 4, seen as 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import gymnasium
@@ -37,7 +39,7 @@ from forethought.agent import (
     run_episodes,
 )
 from forethought.envs.vector import EpisodicVectorEnv
-from forethought.planners import CEM, MPPI, Gradient, Plan, Planner, Problem, evaluate
+from forethought.planners import CEM, MPPI, Gradient, Plan, Planner, Problem, Status, evaluate
 from forethought.worldmodel import JEPA, Perception, Predictor, Readouts
 
 STEP = 0.25
@@ -594,6 +596,28 @@ def test_replan_every() -> None:
     assert planner.proposals[1] is not None
     ahead = [0.13, 0.14, 0.15, 0.15, 0.15, 0.15]
     assert planner.proposals[1][0, 0, :, 0].tolist() == pytest.approx(ahead)
+
+
+def test_a_plan_ends_by_the_agents_clock() -> None:
+    """The clock goes on by a second whenever it is asked: at first, then after each iteration."""
+    told = agent_of(Gradient(starts=4, iterations=12), cost=Cost(horizon=6, seconds=2.5))
+    clock = count()
+    agent = replace(told, clock=lambda: float(next(clock)))
+    carried = begin(agent, points(2, 1))
+    _, carried = agent.act(carried, points(2))
+    plan = agent.think(carried)
+    assert plan.status == (Status.DEADLINE,) * 2
+    assert len(plan.trace) == 3
+    free = replace(agent, configurator=replace(told.configurator, cost=Cost(horizon=6)))
+    carried = begin(free, points(2, 1))
+    _, carried = free.act(carried, points(2))
+    assert free.think(carried).status == (Status.OK,) * 2
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
+def test_a_plan_takes_some_time(seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"cost.seconds is {seconds}: choose it above 0, finite"):
+        Cost(seconds=seconds)
 
 
 def test_plans_are_made_for_the_goal_and_the_belief() -> None:
