@@ -43,7 +43,7 @@ from forethought.agent.cost.temporal import (
 from forethought.envs import GEOMETRIES, Dataset
 from forethought.envs.two_rooms.geometry import shortest_path
 from forethought.run_folder import commit
-from forethought.running import BASELINES, Trained
+from forethought.running import Trained, baselines_of
 from forethought.worldmodel import LatentData, encode_dataset
 
 RESULTS = Path(__file__).parent / "results"
@@ -159,7 +159,7 @@ def evaluated(
     env = trained.make_env(min(given.num_envs, given.episodes))
     seeds = held_out_seeds(given.episodes, given.block)
     rows, lost = [], np.zeros(given.episodes, bool)
-    for name, policy in BASELINES.items():
+    for name, policy in baselines_of(trained.spec.id).items():
         rng = np.random.default_rng(given.seed)
         controller = PolicyController(policy, trained.spec.action_space, rng)
         outcomes = run_episodes(env, controller, seeds)

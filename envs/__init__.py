@@ -3,6 +3,7 @@
 Importing this package registers our environments with Gymnasium.
 """
 
+from forethought.envs.arm import Arm, ArmVectorEnv, draw_arm
 from forethought.envs.collect import HELD_OUT_SEED, check_seeds, collect
 from forethought.envs.dataset import Dataset, write_shard
 from forethought.envs.description import describe
@@ -60,6 +61,8 @@ __all__ = [
     "MAZES",
     "ROOMS_32",
     "ROOMS_65",
+    "Arm",
+    "ArmVectorEnv",
     "Dataset",
     "DoubleIntegrator",
     "DoubleIntegratorVectorEnv",
@@ -93,6 +96,7 @@ __all__ = [
     "crosses_wall",
     "describe",
     "double_integrator",
+    "draw_arm",
     "draw_maze",
     "draw_scene",
     "export_minari",

@@ -22,6 +22,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import VectorEnv
 
+from forethought.envs.arm import ArmVectorEnv
 from forethought.envs.gymnasium_adapter import GymnasiumSimulator
 from forethought.envs.linear import DoubleIntegratorVectorEnv
 from forethought.envs.maze import MazeVectorEnv
@@ -49,6 +50,11 @@ _OURS: dict[str, tuple[Callable[..., VectorEnv[Any, Any, Any]], str, str]] = {
         MazeVectorEnv,
         "forethought.envs.maze:MazeVectorEnv",
         "forethought.envs.maze:Maze",
+    ),
+    "forethought/Arm-v0": (
+        ArmVectorEnv,
+        "forethought.envs.arm:ArmVectorEnv",
+        "forethought.envs.arm:Arm",
     ),
     "forethought/DoubleIntegrator-v0": (
         DoubleIntegratorVectorEnv,

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from forethought.envs import maze
+from forethought.envs import arm, maze
 from forethought.envs.two_rooms import ROOMS_32, ROOMS_65, Geometry, greedy, scripted
 
 Array = NDArray[Any]
@@ -187,7 +187,7 @@ class _RandomIndices(Policy):
 
 @dataclass(frozen=True)
 class Greedy(Policy):
-    """Two-Rooms and mazes: straight for the goal by the true position, walls or not.
+    """Two-Rooms, mazes, the arm: straight for the goal by the true position, walls or not.
 
     Attributes:
         noise: Standard deviation of Gaussian noise on each action component.
@@ -206,7 +206,9 @@ class Greedy(Policy):
         generator: Generator,
     ) -> Array:
         """See `Policy`."""
-        if "maze" in info:
+        if "arm" in info:
+            actions = arm.greedy(info["arm"])
+        elif "maze" in info:
             actions = maze.greedy(info["maze"], info["quantities"])
         else:
             actions = greedy(_geometry(observations, self.name), info["quantities"])
@@ -215,7 +217,7 @@ class Greedy(Policy):
 
 @dataclass(frozen=True)
 class Scripted(Policy):
-    """Two-Rooms and mazes: by the door, or the shortest path, to the goal, by the true position.
+    """Two-Rooms, mazes, the arm: by a free path to the goal, found with the true positions.
 
     Attributes:
         noise: Standard deviation of Gaussian noise on each action component.
@@ -234,7 +236,9 @@ class Scripted(Policy):
         generator: Generator,
     ) -> Array:
         """See `Policy`."""
-        if "maze" in info:
+        if "arm" in info:
+            actions = arm.scripted(info["arm"])
+        elif "maze" in info:
             actions = maze.scripted(info["maze"], info["quantities"])
         else:
             actions = scripted(_geometry(observations, self.name), info["quantities"])
@@ -276,5 +280,5 @@ def _geometry(observations: Any, policy: str) -> Geometry:
             return geometry
     raise ValueError(
         f"policy {policy} got observations of shape {shape}: "
-        "it knows mazes, and the pictures of Two-Rooms only"
+        "it knows mazes, the arm, and the pictures of Two-Rooms only"
     )

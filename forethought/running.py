@@ -79,7 +79,7 @@ from forethought.worldmodel import (
 
 logger = logging.getLogger(__name__)
 
-BASELINES = {"random": envs.Random(), "greedy": envs.Greedy(), "scripted": envs.Scripted()}
+_ORACLES = ("forethought/TwoRooms", "forethought/Maze", "forethought/Arm")
 Row = dict[str, Any]
 
 
@@ -281,7 +281,7 @@ def evaluate(
     Args:
         run: run folder.
         modes: modes of the agent; by default 2, and 1 where the run has a policy.
-        baselines: run the random policy too, and in Two-Rooms greedy and scripted.
+        baselines: run the random policy too, and those that know the true state where there are.
         planner: Mode-2's planner; by default the run's.
         cost: what is minimised; by default the run's.
         recall: what is remembered, and what for; by default the run's.
@@ -322,10 +322,8 @@ def evaluate(
         trained = priced(trained, batch, seed)
     contenders: dict[str | Mode, Controller] = {}
     if baselines:
-        known = trained.spec.id.startswith(("forethought/TwoRooms", "forethought/Maze"))
-        for baseline in BASELINES if known else ("random",):
+        for baseline, policy in baselines_of(trained.spec.id).items():
             rng = np.random.default_rng(seed)
-            policy = BASELINES[baseline]
             contenders[baseline] = PolicyController(policy, trained.spec.action_space, rng)
     for mode in chosen:
         generator = torch.Generator().manual_seed(seed)
@@ -414,6 +412,12 @@ def _where_greedy_fails(
         for outcome, greedy in zip(outcomes[name], outcomes["greedy"], strict=True)
         if not greedy.success
     ]
+
+
+def baselines_of(env_id: str) -> dict[str, envs.Policy]:
+    """Policies to be shown beside an agent, those that know the true state where there are."""
+    known = {"greedy": envs.Greedy(), "scripted": envs.Scripted()}
+    return {"random": envs.Random()} | (known if env_id.startswith(_ORACLES) else {})
 
 
 def _common_keys(trained: Trained, seed: int, options: dict[str, Any]) -> Row:
