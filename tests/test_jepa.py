@@ -241,3 +241,36 @@ def test_the_error_of_an_action() -> None:
     logits = 2.0 * torch.eye(3)[index]
     right = math.log(math.exp(2) + 2) - 2
     assert action_error(logits, index).item() == pytest.approx(right, rel=1e-6)
+
+
+# ---- all steps at once --------------------------------------------------------------------------
+
+
+def test_a_frozen_model_rolls_out_all_steps_at_once() -> None:
+    """As the predictor gives them, whatever form the actions have; one in training never does."""
+    torch.manual_seed(0)
+    first, actions = torch.randn(N, D), torch.randn(N, H, A)
+    index = torch.randint(CHOICES, (N, H), generator=torch.Generator().manual_seed(0))
+    plain = model_with(ResidualMLP(D, A, hidden=16))
+    for model, given in ((plain, actions), (discrete_model(5), index), (discrete_model(), index)):
+        ordinary = model.rollout(first, given)
+        assert ordinary.requires_grad  # to the parameters: the ordinary way
+        assert model.predictor.unroll(first, model.actions(given)) is None
+        model.requires_grad_(False)
+        at_once = model.predictor.unroll(first, model.actions(given))
+        assert at_once is not None
+        assert torch.equal(model.rollout(first, given), at_once)
+        torch.testing.assert_close(at_once, ordinary.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_planning_reaches_actions_and_start_of_a_frozen_model() -> None:
+    torch.manual_seed(0)
+    model = model_with(ResidualMLP(D, A, hidden=16)).double()
+    first, actions = torch.randn(N, D).double(), torch.randn(N, H, A).double()
+    found = []
+    for frozen in (True, False):
+        model.requires_grad_(not frozen)
+        leaves = [x.clone().requires_grad_() for x in (first, actions)]
+        found.append(torch.autograd.grad(model.rollout(*leaves).pow(2).sum(), leaves))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

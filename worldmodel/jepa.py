@@ -175,6 +175,9 @@ class JEPA(nn.Module):
     ) -> Tensor:
         """Unroll the predictor, keeping the gradient.
 
+        A predictor with frozen parameters may take all steps at once (`Predictor.unroll`), which
+        rounds otherwise; one in training never does.
+
         Args:
             state: starting states, `(N, D)`.
             actions: `(N, H, A)`, discrete ones `(N, H)` or `(N, H, n)`.
@@ -184,6 +187,10 @@ class JEPA(nn.Module):
         Returns:
             Predicted states after each action, `(N, H, D)`; the starting state is not among them.
         """
+        if latents is None and actions.shape[1]:
+            at_once = self.predictor.unroll(state, self.actions(actions))
+            if at_once is not None:
+                return at_once
         states = []
         for step, action in enumerate(actions.unbind(1)):
             latent = None if latents is None else latents[:, step]

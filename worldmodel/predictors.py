@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from forethought.worldmodel.analytic import ResidualStack, unroll
 from forethought.worldmodel.modulation import FiLM, Modulation, condition_of
 from forethought.worldmodel.perception import mlp
 
@@ -52,6 +53,21 @@ class Predictor(nn.Module, ABC):
             ValueError: the predictor is modulated, and `context["modulation"]` is missing or not
                 `(N, M)`.
         """
+
+    def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
+        """All steps of a roll-out at once, where that is faster than one after the other.
+
+        What `forward` gives in a loop without latent and context, up to rounding, with the same
+        derivatives in state and actions; none in the parameters, which have to be frozen.
+
+        Args:
+            state: starting states, `(N, D)`.
+            actions: `(N, H, A)`.
+
+        Returns:
+            The states after each action, `(N, H, D)`; None: take one step after the other.
+        """
+        return None
 
 
 class ResidualMLP(Predictor):
@@ -96,6 +112,38 @@ class ResidualMLP(Predictor):
         condition = condition_of(context, self.modulation_dim, x.shape[:-1])
         next_state: Tensor = state + self.modulation(self.layers, x, condition)
         return next_state if self.norm is None else self.norm(next_state)
+
+    def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
+        """See `Predictor.unroll` and `analytic`; None where the module is not what it was built as.
+
+        That is: modulated, in training, a sub-class, with hooks or other layers, or under autocast.
+        """
+        plain = type(self) is ResidualMLP and not self.modulation_dim
+        if not plain or torch.is_autocast_enabled(state.device.type):
+            return None
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return None
+        stack = self._stack()
+        return (
+            None
+            if stack is None or not stack.takes(state, actions)
+            else unroll(stack, state, actions)
+        )
+
+    def _stack(self) -> ResidualStack | None:
+        """The weights, if the layers are linear ones with ReLU between, and no hook listens."""
+        linear = [*self.layers][::2]
+        kinds = [nn.ReLU if place % 2 else nn.Linear for place in range(len(self.layers))]
+        if [type(layer) for layer in self.layers] != kinds or any(
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+            for module in self.modules()
+        ):
+            return None
+        return ResidualStack(
+            tuple(layer.weight for layer in linear),
+            tuple(layer.bias for layer in linear),
+            None if self.norm is None else self.norm.eps,
+        )
 
 
 class GRUPredictor(Predictor):
