@@ -1,29 +1,79 @@
 #!/usr/bin/env bash
-# Everything worth running on a GPU machine, within 10 minutes; writes small JSON files to benchmarks/results/.
-#   benchmarks/gpu.sh            # SEEDS="0" DEVICE=cuda by default
+# Everything worth running on a GPU machine, within 10 minutes; writes at most 8 small files.
+#   benchmarks/gpu.sh            # DEVICE=cuda SEEDS=0 OUT=benchmarks/results by default
 # On a machine without a GPU, DEVICE=cpu SHORT=1 runs it small, to see that it works.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+#
+# Each step has its own time limit, and one that fails does not stop the others: gpu_steps.json says
+# how each of them ended, and the exit status is 1 if any failed. PYTHON chooses the interpreter. It
+# needs no installation: where the package is not installed, it runs from this source tree (then
+# gymnasium, farama-notifications, cloudpickle, jsonargparse, docstring-parser and typeshed-client
+# must be on PYTHONPATH beside PyTorch, safetensors and the like; dm_control and mujoco are not
+# needed).
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 device=${DEVICE:-cuda}
 out=${OUT:-benchmarks/results}
 run=${RUN:-runs/gpu}
+python=${PYTHON:-python3}
+if [[ -z ${PYTHON:-} && -x .venv/bin/python ]]; then
+    python=.venv/bin/python
+fi
+export PYTHONUNBUFFERED=1
+export PYTHONSAFEPATH=1 # the folder forethought/ of this tree is no whole package
+if ! "$python" -c 'import forethought.configs' 2>/dev/null; then
+    export PYTHONPATH="$PWD/typings${PYTHONPATH:+:$PYTHONPATH}"
+fi
+forethought=("$python" -c 'import sys; from forethought.cli import main; sys.exit(main())')
+mkdir -p "$out" "$(dirname "$run")"
+
+steps=()
+failed=0
+# step NAME SECONDS COMMAND...: run it, and note how it ended (124: its time was over).
+step() {
+    local name=$1 limit=$2 began=$SECONDS status=0
+    shift 2
+    [[ -z ${SHORT:-} ]] || limit=$((4 * limit)) # nothing is timed there, and a CPU may be busy
+    echo "== $name (at most $limit s)"
+    timeout -k 5 "$limit" "$@" || status=$?
+    ((status == 0)) || failed=1
+    steps+=("{\"step\": \"$name\", \"status\": $status, \"seconds\": $((SECONDS - began)), \"limit\": $limit}")
+    local joined short=false
+    joined=$(printf ',\n  %s' "${steps[@]}")
+    [[ -z ${SHORT:-} ]] || short=true
+    printf '{"device": "%s", "short": %s, "steps": [%s\n]}\n' "$device" "$short" "${joined:1}" \
+        >"$out/gpu_steps.json"
+}
+
 brief=()
+few=()
+small=()
 if [[ -n ${SHORT:-} ]]; then
     brief=(--collection.episodes=64 --stages.joint.steps=40 --stages.predictor.steps=40)
+    few=(--episodes 4 --timed-decisions 3)
+    small=(--short)
 fi
+
+# What no other machine can tell comes first: milliseconds per decision. Limits add up to 580 s.
+step planning_large 145 "$python" benchmarks/gpu_planning.py large --device "$device" "${small[@]}" \
+    --json "$out/gpu_planning_large.json"
+step planning_small 125 "$python" benchmarks/gpu_planning.py small --device "$device" "${small[@]}" \
+    --json "$out/gpu_planning_small.json"
+
+# One seed fits into the limits and the 8 files; more are for a machine that is not lent by the minute.
 for seed in ${SEEDS:-0}; do
-    rm -rf "$run-$seed"
-    forethought train --config two-rooms --run "$run-$seed" --seed "$seed" --device "$device" "${brief[@]}"
-    if [[ -n ${SHORT:-} ]]; then
-        forethought evaluate "$run-$seed" --device "$device" --episodes 4 --timed-decisions 3 --json "$out/gpu_two_rooms_$seed.json"
-        continue
+    rm -rf "$run-$seed" "$run-$seed-float32"
+    step "train_$seed" 100 "${forethought[@]}" train --config two-rooms --run "$run-$seed" \
+        --seed "$seed" --device "$device" "${brief[@]}"
+    if [[ -z ${SHORT:-} ]]; then
+        # The same training in float32: what bfloat16, the default on CUDA, saves and costs.
+        step "train_float32_$seed" 90 "${forethought[@]}" train --config two-rooms \
+            --run "$run-$seed-float32" --data "$run-$seed/data" --seed "$seed" \
+            --device "$device" --precision float32
+        cp "$run-$seed/training.json" "$out/gpu_two_rooms_${seed}_bfloat16.json" || failed=1
+        cp "$run-$seed-float32/training.json" "$out/gpu_two_rooms_${seed}_float32.json" || failed=1
+        step "distill_$seed" 45 "${forethought[@]}" distill "$run-$seed" --seed "$seed" --device "$device"
     fi
-    # The same training in float32: what bfloat16, the default on CUDA, saves and costs.
-    rm -rf "$run-$seed-float32"
-    forethought train --config two-rooms --run "$run-$seed-float32" --data "$run-$seed/data" --seed "$seed" --device "$device" \
-        --precision float32
-    cp "$run-$seed/training.json" "$out/gpu_two_rooms_${seed}_bfloat16.json"
-    cp "$run-$seed-float32/training.json" "$out/gpu_two_rooms_${seed}_float32.json"
-    forethought distill "$run-$seed" --seed "$seed" --device "$device"
-    forethought evaluate "$run-$seed" --device "$device" --json "$out/gpu_two_rooms_$seed.json"
+    step "evaluate_$seed" 75 "${forethought[@]}" evaluate "$run-$seed" --device "$device" "${few[@]}" \
+        --json "$out/gpu_two_rooms_$seed.json"
 done
+exit "$failed"

@@ -6,16 +6,20 @@ The folder imports nothing else of the project and never sees a network.
 from forethought.planners.cem import CEM
 from forethought.planners.deadline import Clock, Deadline
 from forethought.planners.gradient import Gradient
+from forethought.planners.icem import ICEM
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.mppi import MPPI
+from forethought.planners.polish import Polish
+from forethought.planners.predictive import PredictiveSampling
 from forethought.planners.problem import Context, Plan, Planner, Problem, Reduction, Status
-from forethought.planners.proposals import safe_actions, shift, smooth_noise, starts
+from forethought.planners.proposals import project, safe_actions, shift, smooth_noise, starts
 from forethought.planners.rollout import evaluate, losing
 from forethought.planners.shooting import RandomShooting
 from forethought.planners.state import State, expand, flatten, select, unflatten
 
 __all__ = [
     "CEM",
+    "ICEM",
     "MPPI",
     "Clock",
     "Context",
@@ -24,6 +28,8 @@ __all__ = [
     "Incumbent",
     "Plan",
     "Planner",
+    "Polish",
+    "PredictiveSampling",
     "Problem",
     "RandomShooting",
     "Reduction",
@@ -33,6 +39,7 @@ __all__ = [
     "expand",
     "flatten",
     "losing",
+    "project",
     "safe_actions",
     "select",
     "shift",

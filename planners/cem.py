@@ -10,12 +10,25 @@ import torch
 from torch import Tensor
 
 from forethought.planners.deadline import Deadline
-from forethought.planners.discrete import first_guess, one_hot, sample
+from forethought.planners.discrete import (
+    first_guess,
+    first_held,
+    held_index,
+    one_hot,
+    sample,
+)
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
-from forethought.planners.proposals import checked, gaussian_noise, safe_actions
+from forethought.planners.proposals import (
+    Noise,
+    checked,
+    fitted,
+    project,
+    safe_actions,
+    spline,
+)
 
-__all__ = ["CEM"]
+__all__ = ["CEM", "fit_gaussian"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,7 @@ class CEM(Planner):
     """Cross-entropy method (Rubinstein and Kroese, 2004) with a diagonal Gaussian per problem.
 
     The mean starts at the first proposal, or at the safe action; the other proposals are
-    candidates of the first iteration. Samples are clamped to the bounds.
+    candidates of the first iteration. Samples are projected onto the bounds.
 
     With discrete actions the distribution is a categorical one per step, fitted by the elites'
     frequencies; it starts around the first proposal, or uniform, and its mode serves as the mean.
@@ -40,6 +53,9 @@ class CEM(Planner):
         correlation: Of the noise of consecutive steps, in [0, 1). White noise cancels itself over
             a plan and hardly leaves the start (LOG.md has its success on Two-Rooms). Discrete: how
             often a step uses the random number of the step before, at most; see `discrete.sample`.
+        control_points: Points over the horizon that the distribution is over, with actions linear
+            in between (discrete: each held equally long); None is one per step. Proposals are
+            evaluated as they are, and the fit takes them for the nearest such sequence.
     """
 
     candidates: int = 64
@@ -49,6 +65,7 @@ class CEM(Planner):
     minimum_std: float = 0.05
     momentum: float = 0.1
     correlation: float = 0.8
+    control_points: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("iterations", "elites"):
@@ -68,6 +85,10 @@ class CEM(Planner):
             raise ValueError(f"correlation = {self.correlation}; choose it in [0, 1)")
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum = {self.momentum}; choose it in [0, 1)")
+        if self.control_points is not None and self.control_points < 1:
+            raise ValueError(
+                f"control_points = {self.control_points}; choose at least 1, or None for one a step"
+            )
 
     @property
     def room(self) -> int:
@@ -94,29 +115,39 @@ class CEM(Planner):
         self, problem: Problem, given: Tensor, generator: torch.Generator, incumbent: Incumbent
     ) -> None:
         low, high = problem.bounds
-        mean = given[:, 0] if given.shape[1] else safe_actions(problem)  # (B, H, A)
         half_range = 0.5 * (high - low)
+        weights = spline(problem, self.control_points)
+        near = fitted(problem, weights, given)  # (B, P, K, A)
+        points = problem.horizon if weights is None else weights.shape[1]
+        mean = near[:, 0] if near.shape[1] else safe_actions(problem)[:, :points]
         std = (self.initial_std * half_range).expand_as(mean)
+        noise = Noise(problem, self.candidates, points=points, correlation=self.correlation)
         for iteration in range(self.iterations):
             if iteration and incumbent.late():
                 break
-            noise = gaussian_noise(problem, self.candidates, generator, self.correlation)
-            noise[:, 0] = 0.0  # the mean itself
-            actions = (mean.unsqueeze(1) + std.unsqueeze(1) * noise).clamp(low, high)
+            drawn = noise.draw(generator)
+            drawn[:, 0] = 0.0  # the mean itself
+            drawn.mul_(std.unsqueeze(1)).add_(mean.unsqueeze(1))
+            drawn = project(problem, drawn, out=drawn)
+            if iteration == 0:
+                drawn[:, : near.shape[1]] = near
+            actions = drawn if weights is None else project(problem, weights @ drawn)
             if iteration == 0:
                 actions[:, : given.shape[1]] = given
             energies = incumbent.evaluate(actions)
-            mean, std = self._fit(actions, energies, mean, std)
+            mean, std = self._fit(drawn, energies, mean, std)
             std = torch.maximum(std, self.minimum_std * half_range)
 
     def _search_discrete(
         self, problem: Problem, given: Tensor, generator: torch.Generator, incumbent: Incumbent
     ) -> None:
-        probabilities = first_guess(problem, given, self.initial_std)  # (B, H, n)
+        held = held_index(problem, self.control_points)
+        near = given.index_select(2, first_held(problem, self.control_points))
+        probabilities = first_guess(problem, near, self.initial_std)  # (B, K, n)
         for iteration in range(self.iterations):
             if iteration and incumbent.late():
                 break
-            actions = sample(
+            drawn = sample(
                 problem,
                 probabilities,
                 self.candidates,
@@ -125,37 +156,62 @@ class CEM(Planner):
                 correlation=self.correlation,
             )
             if iteration == 0:
+                drawn[:, : near.shape[1]] = near
+            actions = drawn.index_select(2, held)
+            if iteration == 0:
                 actions[:, : given.shape[1]] = given
             energies = incumbent.evaluate(actions)
-            chosen = one_hot(problem, actions)
+            chosen = one_hot(problem, drawn)
             probabilities = self._fit_discrete(chosen, energies, probabilities)
 
     def _fit(
-        self, actions: Tensor, energies: Tensor, mean: Tensor, std: Tensor
+        self, points: Tensor, energies: Tensor, mean: Tensor, std: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mean and std `(B, H, A)` of the finite elites, smoothed; unchanged without any."""
-        elites, weights = self._elites(actions, energies)
-        elite_mean = _average(elites, weights)
-        variance = _average((elites - elite_mean.unsqueeze(1)).square(), weights)
-        found = weights.sum(1) > 0
-        mean = torch.where(found, elite_mean.lerp(mean, self.momentum), mean)
-        std = torch.where(found, variance.sqrt().lerp(std, self.momentum), std)
-        return mean, std
+        return fit_gaussian(points, energies, mean, std, elites=self.elites, momentum=self.momentum)
 
     def _fit_discrete(self, chosen: Tensor, energies: Tensor, probabilities: Tensor) -> Tensor:
         """Frequencies `(B, H, n)` in the finite elites of `chosen` `(B, S, H, n)`, smoothed."""
-        elites, weights = self._elites(chosen, energies)
+        elites, weights = _elites(chosen, energies, self.elites)
         frequencies = _average(elites, weights).lerp(probabilities, self.momentum)
         return torch.where(weights.sum(1) > 0, frequencies, probabilities)
 
-    def _elites(self, actions: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
-        """The best candidates `(B, E, H, A)`, and `(B, E, 1, 1)`: 1 if their energy is finite."""
-        lowest, index = energies.topk(self.elites, dim=1, largest=False)  # (B, E)
-        index = index[:, :, None, None].expand(-1, -1, *actions.shape[2:])
-        elites = actions.gather(1, index)
-        return elites, lowest.isfinite().to(elites)[:, :, None, None]
+
+def fit_gaussian(
+    points: Tensor,
+    energies: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    elites: int,
+    momentum: float,
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `(B, K, A)` of the finite elites; unchanged without any.
+
+    Args:
+        points: What is fitted `(B, S, K, A)`: actions, or their control points.
+        energies: `(B, S)`, +infinity where not finite.
+        mean: Before the fit `(B, K, A)`.
+        std: Before the fit `(B, K, A)`.
+        elites: How many of the best count, at most S.
+        momentum: Share of `mean` and `std` that is kept.
+    """
+    best, weights = _elites(points, energies, elites)
+    elite_mean = _average(best, weights)
+    variance = _average((best - elite_mean.unsqueeze(1)).square(), weights)
+    found = weights.sum(1) > 0
+    mean = torch.where(found, elite_mean.lerp(mean, momentum), mean)
+    std = torch.where(found, variance.sqrt().lerp(std, momentum), std)
+    return mean, std
+
+
+def _elites(values: Tensor, energies: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best candidates `(B, E, K, A)`, and `(B, E, 1, 1)`: 1 if their energy is finite."""
+    lowest, index = energies.topk(count, dim=1, largest=False)  # (B, E)
+    index = index[:, :, None, None].expand(-1, -1, *values.shape[2:])
+    best = values.gather(1, index)
+    return best, lowest.isfinite().to(best)[:, :, None, None]
 
 
 def _average(values: Tensor, weights: Tensor) -> Tensor:
-    """Average of `(B, E, H, A)` over E with weights `(B, E, 1, 1)` of 0 or 1; zero without any."""
+    """Average of `(B, E, K, A)` over E with weights `(B, E, 1, 1)` of 0 or 1; zero without any."""
     return (weights * values).sum(1) / weights.sum(1).clamp(min=1.0)

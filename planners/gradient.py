@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from forethought.planners.deadline import Deadline
-from forethought.planners.discrete import one_hot
+from forethought.planners.discrete import first_held, held_index, one_hot
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
-from forethought.planners.proposals import starts
+from forethought.planners.proposals import fitted, project, spline, starts
 from forethought.planners.rollout import evaluate
 
 __all__ = ["Gradient"]
@@ -49,6 +49,9 @@ class Gradient(Planner):
         betas: Adam's decay rates of the mean and the mean square of the gradient. Discrete actions
             like short memories: (0.5, 0.9) solved 64 % of small problems, the default 56 %
             (LOG.md).
+        control_points: Points over the horizon that Adam moves, with actions linear in between
+            (discrete: each held equally long); None moves every action. Proposals are evaluated
+            as they are, and the descent goes on from the nearest such sequences.
     """
 
     starts: int = 16
@@ -56,6 +59,7 @@ class Gradient(Planner):
     learning_rate: float = 0.1
     knots: int = 4
     betas: tuple[float, float] = (0.9, 0.999)
+    control_points: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("starts", "iterations", "knots"):
@@ -65,6 +69,10 @@ class Gradient(Planner):
             raise ValueError(f"learning_rate = {self.learning_rate}; give a finite one above 0")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas = {self.betas}; give two in [0, 1)")
+        if self.control_points is not None and self.control_points < 1:
+            raise ValueError(
+                f"control_points = {self.control_points}; choose at least 1, or None for one a step"
+            )
 
     @property
     def room(self) -> int:
@@ -83,61 +91,87 @@ class Gradient(Planner):
         incumbent = Incumbent(problem, deadline)
         first = starts(problem, self.starts, self.knots, proposals, generator)
         search = self._search if problem.actions is None else self._search_discrete
+        if self.control_points is not None:
+            self._hold(problem, first, 0 if proposals is None else proposals.shape[1])
         search(problem, first, incumbent)
         return incumbent.plan()
+
+    def _hold(self, problem: Problem, first: Tensor, proposed: int) -> None:
+        """Bend the starts behind the `proposed` ones to the control points, in place."""
+        own = first[:, proposed:]
+        if problem.actions is not None:
+            near = own.index_select(2, first_held(problem, self.control_points))
+            own.copy_(near.index_select(2, held_index(problem, self.control_points)))
+            return
+        weights = spline(problem, self.control_points)
+        if weights is not None:
+            own.copy_(project(problem, weights @ fitted(problem, weights, own)))
 
     def _search(self, problem: Problem, actions: Tensor, incumbent: Incumbent) -> None:
         """Descend from the starts `actions` `(B, S, H, A)`, in place."""
         low, high = problem.bounds
-        mean, square = torch.zeros_like(actions), torch.zeros_like(actions)
+        weights = spline(problem, self.control_points)
+        points = fitted(problem, weights, actions)  # (B, S, K, A)
+        mean, square, scratch = (torch.zeros_like(points) for _ in range(3))
         rate = 0.5 * self.learning_rate * (high - low)  # (A,)
         for iteration in range(1, self.iterations + 1):
             gradient = _offer_with_gradient(problem, actions, incumbent)
             if incumbent.late():
                 return
-            self._descend(actions, gradient, mean, square, rate, iteration)
-            torch.clamp(actions, low, high, out=actions)
+            if weights is not None:
+                gradient = weights.mT @ gradient
+            self._descend(points, gradient, mean, square, scratch, rate, iteration)
+            project(problem, points, out=points)
+            if weights is not None:
+                torch.matmul(weights, points, out=actions)
+                project(problem, actions, out=actions)
         with torch.no_grad():
             incumbent.evaluate(actions)
 
     def _search_discrete(self, problem: Problem, first: Tensor, incumbent: Incumbent) -> None:
-        """Descend from the starts `first` `(B, S, H)`, in logits `(B, S, H, n)`."""
+        """Descend from the starts `first` `(B, S, H)`, in logits `(B, S, K, n)`."""
         # The relaxation, and not a straight-through estimate of it (one-hot forward, softmax
         # backward): at the same cost 56 against 48 % of small problems were solved (LOG.md).
-        logits = _peaked(one_hot(problem, first))
-        mean, square = torch.zeros_like(logits), torch.zeros_like(logits)
+        held = held_index(problem, self.control_points)
+        near = first.index_select(2, first_held(problem, self.control_points))
+        logits = _peaked(one_hot(problem, near))
+        mean, square, scratch = (torch.zeros_like(logits) for _ in range(3))
         rate = logits.new_tensor(0.5 * self.learning_rate * _LOGIT_RANGE)
         for iteration in range(1, self.iterations + 1):
             if (iteration - 1) % _OFFER_EVERY == 0:
                 with torch.no_grad():
-                    incumbent.evaluate(logits.argmax(-1))
+                    best = first if iteration == 1 else logits.argmax(-1).index_select(2, held)
+                    incumbent.evaluate(best)
             if incumbent.late():
                 return
-            gradient = _relaxed_gradient(problem, logits, incumbent)
-            self._descend(logits, gradient, mean, square, rate, iteration)
+            gradient = _relaxed_gradient(problem, logits, held, incumbent)
+            self._descend(logits, gradient, mean, square, scratch, rate, iteration)
         with torch.no_grad():
-            incumbent.evaluate(logits.argmax(-1))
+            incumbent.evaluate(logits.argmax(-1).index_select(2, held))
 
     def _descend(
         self,
-        actions: Tensor,
+        points: Tensor,
         gradient: Tensor,
         mean: Tensor,
         square: Tensor,
+        scratch: Tensor,
         rate: Tensor,
         iteration: int,
     ) -> None:
-        """One Adam step, in place in `actions` or logits, `mean` and `square` `(B, S, H, A)`.
+        """One Adam step, in place in `points` (actions, control points, logits) and its memories.
 
-        Written out because `torch.optim.Adam` costs more than it computes at these sizes.
+        All are `(B, S, K, A)`; `scratch` is only written. Written out because `torch.optim.Adam`
+        costs more than it computes at these sizes.
         """
         beta, beta_square = self.betas
         mean.lerp_(gradient, 1.0 - beta)
         square.mul_(beta_square).addcmul_(gradient, gradient, value=1.0 - beta_square)
         scale = (1.0 - beta_square**iteration) ** 0.5 / (1.0 - beta**iteration)
         # Energies come in any unit, so this only keeps a zero gradient from dividing by zero.
-        step = mean / square.sqrt().add_(torch.finfo(square.dtype).tiny ** 0.5)
-        actions.addcmul_(step, rate, value=-scale)
+        torch.sqrt(square, out=scratch).add_(torch.finfo(square.dtype).tiny ** 0.5)
+        torch.div(mean, scratch, out=scratch)
+        points.addcmul_(scratch, rate, value=-scale)
 
 
 def _offer_with_gradient(problem: Problem, actions: Tensor, incumbent: Incumbent) -> Tensor:
@@ -150,11 +184,16 @@ def _offer_with_gradient(problem: Problem, actions: Tensor, incumbent: Incumbent
     return gradient
 
 
-def _relaxed_gradient(problem: Problem, logits: Tensor, incumbent: Incumbent) -> Tensor:
-    """Gradient `(B, S, H, n)` of the energy of softmax(logits), zero as above; offers nothing."""
+def _relaxed_gradient(
+    problem: Problem, logits: Tensor, held: Tensor, incumbent: Incumbent
+) -> Tensor:
+    """Gradient `(B, S, K, n)` of the energy of softmax(logits), zero as above; offers nothing.
+
+    `held` `(H,)` says which of the K is taken at each step.
+    """
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
-        energies, _ = evaluate(problem, leaf.softmax(-1))
+        energies, _ = evaluate(problem, leaf.softmax(-1).index_select(2, held))
         gradient = _gradient(energies, leaf)
     incumbent.count(logits.shape[1])
     return gradient

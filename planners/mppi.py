@@ -13,7 +13,7 @@ from forethought.planners.deadline import Deadline
 from forethought.planners.discrete import first_guess, one_hot, sample
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
-from forethought.planners.proposals import checked, gaussian_noise, safe_actions
+from forethought.planners.proposals import Noise, checked, project, safe_actions
 
 __all__ = ["MPPI"]
 
@@ -24,7 +24,7 @@ class MPPI(Planner):
 
     The mean starts at the first proposal, or at the safe action; the other proposals are
     candidates of the first iteration. The mean is a candidate of every iteration; the last mean is
-    evaluated on its own. Samples are clamped to the bounds, and so is their average.
+    evaluated on its own. Samples are projected onto the bounds, and so is their average.
 
     With discrete actions the average of the samples is a categorical distribution per step, which
     starts around the first proposal, or uniform; its mode takes the place of the mean.
@@ -83,16 +83,18 @@ class MPPI(Planner):
         low, high = problem.bounds
         mean = given[:, 0] if given.shape[1] else safe_actions(problem)  # (B, H, A)
         std = 0.5 * self.std * (high - low)
+        noise = Noise(problem, self.candidates, correlation=self.correlation)
         for iteration in range(self.iterations):
-            noise = gaussian_noise(problem, self.candidates, generator, self.correlation)
-            noise[:, 0] = 0.0  # the mean itself
-            actions = (mean.unsqueeze(1) + std * noise).clamp(low, high)
+            actions = noise.draw(generator)
+            actions[:, 0] = 0.0  # the mean itself
+            actions.mul_(std).add_(mean.unsqueeze(1))
+            actions = project(problem, actions, out=actions)
             if iteration == 0:
                 actions[:, : given.shape[1]] = given
             energies = incumbent.evaluate(actions)
             if incumbent.late():
                 return
-            mean = self._average(actions, energies, mean).clamp(low, high)
+            mean = project(problem, self._average(actions, energies, mean))
         incumbent.evaluate(mean.unsqueeze(1))
 
     def _search_discrete(

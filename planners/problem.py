@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -72,6 +73,8 @@ class Problem:
         horizon: H, the number of planning steps.
         low: Lower bounds of the actions `(A,)`, finite.
         high: Upper bounds of the actions `(A,)`, finite, above `low`.
+        max_norm: Largest Euclidean norm of each action `(A,)`, besides the bounds, which must then
+            contain zero: the length of a step, the force of a thruster that turns.
         actions: n, the number of discrete actions, instead of `low` and `high`.
         stage_cost: `stage_cost(state, action, next_state, context, t) -> (B, S, H)`, called once
             with all times: states `(B, S, H, ...)`, actions `(B, S, H, A)`, context tensors viewed
@@ -99,6 +102,7 @@ class Problem:
     horizon: int
     low: Tensor | None = None
     high: Tensor | None = None
+    max_norm: float | None = None
     actions: int | None = None
     stage_cost: Cost | None = None
     goal_cost: Cost | None = None
@@ -148,6 +152,11 @@ class Problem:
         if self.actions is not None:
             if self.low is not None or self.high is not None:
                 raise ValueError("actions and bounds are both given; give actions or low and high")
+            if self.max_norm is not None:
+                raise ValueError(
+                    f"max_norm = {self.max_norm}, actions = {self.actions}: indices have no norm; "
+                    "give max_norm with low and high only"
+                )
             if self.actions < 1:
                 raise ValueError(f"actions = {self.actions}; give the number of discrete actions")
             return
@@ -170,6 +179,15 @@ class Problem:
         if not bool(((low < high) & (low - low == high - high)).all()):
             raise ValueError(
                 f"low = {low.tolist()}, high = {high.tolist()}; give finite bounds, low < high"
+            )
+        if self.max_norm is None:
+            return
+        if not 0.0 < self.max_norm < float("inf"):
+            raise ValueError(f"max_norm = {self.max_norm}; choose it finite and above 0, or None")
+        if not bool(((low <= 0.0) & (high >= 0.0)).all()):
+            raise ValueError(
+                f"max_norm = {self.max_norm} with low = {low.tolist()}, high = {high.tolist()}; "
+                "choose low <= 0 <= high, or no max_norm"
             )
 
     def _check_latents(self) -> None:
@@ -200,6 +218,14 @@ class Problem:
                 "needs continuous ones; give low and high instead of actions"
             )
         return self.low, self.high
+
+    @cached_property
+    def norm_inside(self) -> bool:
+        """Whether `max_norm` alone bounds the actions: the ball lies within the box."""
+        low, high = self.bounds
+        return self.max_norm is not None and bool(
+            (torch.minimum(-low, high) >= self.max_norm).all()
+        )
 
     @property
     def action_dim(self) -> int:

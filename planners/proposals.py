@@ -1,7 +1,10 @@
-"""Where a search begins: smooth random sequences, the safe action, and last time's plan, shifted.
+"""Where a search begins and what its candidates are made of: starts, noise, splines, the bounds.
 
-Random starts are interpolated between a few knots: independent steps would largely cancel.
+Random starts are interpolated between a few knots: independent steps would largely cancel. A search
+may also move such a line's control points instead of single actions (`spline`).
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -9,13 +12,79 @@ from torch import Tensor
 from forethought.planners.discrete import held_actions
 from forethought.planners.problem import Problem
 
-__all__ = ["checked", "gaussian_noise", "safe_actions", "shift", "smooth_noise", "starts"]
+__all__ = [
+    "Noise",
+    "checked",
+    "coloured",
+    "fitted",
+    "gaussian_noise",
+    "project",
+    "safe_actions",
+    "shift",
+    "smooth_noise",
+    "spline",
+    "starts",
+]
+
+
+def project(problem: Problem, actions: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The nearest actions within the bounds and within `max_norm`.
+
+    Nearest in the Euclidean norm of each action, apart from the others. Within the ball and the
+    box that is clamp(s a, low, high), with the largest s <= 1 whose norm is at most `max_norm` (the
+    optimality conditions of the projection, with s = 1 / (1 + multiplier of the norm)). Rounding
+    leads out of neither: the result stays some units in the last place below `max_norm`. Actions
+    that are within by as much come back bit for bit as they are.
+
+    Args:
+        problem: B problems.
+        actions: Finite ones `(..., A)`; discrete ones are returned as they are.
+        out: Where to write the result, `actions` itself if wished; None makes a new tensor.
+    """
+    if problem.actions is not None:
+        return actions
+    low, high = problem.bounds
+    if problem.max_norm is None:
+        return torch.clamp(actions, low, high, out=out)
+    # A norm is computed to about A roundings, which depend on how its squares are summed.
+    rounding = (2 + problem.action_dim) * torch.finfo(actions.dtype).eps
+    most = problem.max_norm * (1.0 - rounding)
+    if problem.norm_inside:
+        inside = actions
+    else:
+        inside = actions.clamp(low, high)
+        if problem.action_dim > 1:
+            s = _shrinking(actions, low, high, problem.max_norm)
+            within = torch.linalg.vector_norm(inside, dim=-1, keepdim=True) <= most
+            inside = torch.where(within, inside, (actions * s).clamp(low, high))
+    norm = torch.linalg.vector_norm(inside, dim=-1, keepdim=True)
+    scale = torch.where(norm > most, most * (1.0 - rounding) / norm, 1.0)
+    return torch.mul(inside, scale, out=out)
+
+
+def _shrinking(actions: Tensor, low: Tensor, high: Tensor, max_norm: float) -> Tensor:
+    """The s `(..., 1)` of `project`, from below, by at most A exact steps.
+
+    Components at their bounds stay there as s grows, so each step solves for the others' s; the
+    set of those at their bounds only grows, and there are A.
+    """
+    reach = torch.where(actions < 0.0, -low, high)  # how far the bound is, >= 0
+    size = actions.abs()
+    s = torch.zeros_like(size[..., :1])
+    for _ in range(size.shape[-1]):
+        bounded = s * size > reach
+        rest = max_norm**2 - (reach * bounded).square().sum(-1, keepdim=True)
+        free = (size * ~bounded).square().sum(-1, keepdim=True)
+        free = free.clamp(min=torch.finfo(free.dtype).tiny)
+        s = torch.maximum(s, (rest.clamp(min=0.0) / free).sqrt()).clamp(max=1.0)
+    return s
 
 
 def safe_actions(problem: Problem) -> Tensor:
     """The action nearest to zero within the bounds, at every step `(B, H, A)`.
 
-    With discrete actions the action 0, `(B, H)`.
+    A `max_norm` asks for bounds that contain zero, which is then the safe action. With discrete
+    actions the action 0, `(B, H)`.
     """
     if problem.actions is not None:
         return torch.zeros(
@@ -47,6 +116,8 @@ def shift(actions: Tensor, steps: int = 1, *, repeat_last: bool = True) -> Tenso
 def smooth_noise(problem: Problem, count: int, knots: int, generator: torch.Generator) -> Tensor:
     """Random sequences `(B, count, H, A)`, linear between knots drawn uniformly in the bounds.
 
+    With a `max_norm` they are projected.
+
     Args:
         problem: B problems with continuous actions.
         count: Sequences per problem.
@@ -62,7 +133,7 @@ def smooth_noise(problem: Problem, count: int, knots: int, generator: torch.Gene
         drawn.to(problem.device), size=problem.horizon, mode="linear", align_corners=True
     )
     unit = between.transpose(1, 2).reshape(problem.batch, count, problem.horizon, -1)
-    return (low + (high - low) * unit).clamp(low, high)
+    return project(problem, low + (high - low) * unit)
 
 
 def checked(problem: Problem, proposals: Tensor | None, room: int, field: str) -> Tensor:
@@ -90,7 +161,8 @@ def checked(problem: Problem, proposals: Tensor | None, room: int, field: str) -
         return _checked_indices(proposals, problem.actions).to(problem.device)
     low, high = problem.bounds
     proposals = proposals.to(low)
-    return proposals.where(~proposals.isnan(), torch.zeros_like(low)).clamp(low, high)
+    numbers = proposals.where(~proposals.isnan(), torch.zeros_like(low)).clamp(low, high)
+    return project(problem, numbers)
 
 
 def _checked_indices(proposals: Tensor, count: int) -> Tensor:
@@ -147,13 +219,123 @@ def gaussian_noise(
         generator: Source of randomness.
         correlation: c, in [0, 1); 0 is white noise.
     """
-    shape = (problem.batch, count, problem.horizon, problem.action_dim)
-    noise = torch.randn(shape, generator=generator, dtype=problem.dtype, device=generator.device)
-    noise = noise.to(problem.device)
-    if correlation:
-        steps = torch.arange(problem.horizon, device=problem.device)
-        lag = (steps.unsqueeze(1) - steps).clamp(min=0)  # (H, H)
-        mixing = (correlation ** lag.to(noise)).tril()  # n = mixing e, written out
-        mixing[:, 1:] *= (1.0 - correlation**2) ** 0.5
-        noise = mixing @ noise
-    return noise
+    return Noise(problem, count, correlation=correlation).draw(generator)
+
+
+class Noise:
+    """Standard normal sequences, drawn again and again into the same memory.
+
+    Args:
+        problem: B problems.
+        count: Most sequences per problem.
+        points: Their length; None is the horizon.
+        correlation: As in `gaussian_noise`; 0 is white noise.
+        mixing: `(points, points)`, applied to white noise instead of a correlation.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        count: int,
+        *,
+        points: int | None = None,
+        correlation: float = 0.0,
+        mixing: Tensor | None = None,
+    ) -> None:
+        points = problem.horizon if points is None else points
+        self._shape = (problem.batch, points, problem.action_dim)
+        self._count = count
+        size = problem.batch * count * points * problem.action_dim
+        self._white = torch.empty(size, dtype=problem.dtype, device=problem.device)
+        self._drawn: Tensor | None = None  # on the generator's device, if that is another
+        if mixing is None and correlation:
+            mixing = _correlated(self._white, points, correlation)
+        self._mixing = None if mixing is None else mixing.to(self._white)
+        self._mixed = None if mixing is None else torch.empty_like(self._white)
+
+    def draw(self, generator: torch.Generator, count: int | None = None) -> Tensor:
+        """Fresh noise `(B, count, points, A)`; the next draw overwrites it, and so may the caller.
+
+        Args:
+            generator: Source of randomness.
+            count: Sequences per problem, at most those of the constructor; None is as many.
+        """
+        batch, points, action_dim = self._shape
+        shape = (batch, self._count if count is None else count, points, action_dim)
+        white = self._white[: math.prod(shape)].view(shape)
+        if generator.device == white.device:
+            white.normal_(generator=generator)
+        else:
+            if self._drawn is None:
+                self._drawn = torch.empty_like(self._white, device=generator.device)
+            white.copy_(self._drawn[: math.prod(shape)].view(shape).normal_(generator=generator))
+        if self._mixing is None or self._mixed is None:
+            return white
+        return torch.matmul(self._mixing, white, out=self._mixed[: math.prod(shape)].view(shape))
+
+
+def _correlated(like: Tensor, points: int, correlation: float) -> Tensor:
+    """Matrix `(points, points)` with n = mixing e of `gaussian_noise`.
+
+    Made where `like` lies, as a recording of a graph refuses copies from the host.
+    """
+    steps = torch.arange(points, device=like.device)
+    lag = (steps.unsqueeze(1) - steps).clamp(min=0)
+    mixing = (correlation ** lag.to(like)).tril()
+    mixing[:, 1:] *= (1.0 - correlation**2) ** 0.5
+    return mixing
+
+
+def coloured(points: int, exponent: float) -> Tensor:
+    """Mixing `(points, points)` that gives white noise the power f^-exponent at frequency f.
+
+    White noise is filtered in Fourier space (after Timmer and Koenig 1995; Pinneri et al. 2020,
+    2008.06389, section 3.1) and scaled to the variance 1. Filtering a fixed length is linear, so
+    the transform is needed once and each draw is one small product of matrices. The constant part,
+    whose power would be infinite, gets that of the lowest frequency, 1 / points. The noise has the
+    period `points`: its two ends are neighbours.
+
+    Args:
+        points: Length of the sequences, 1 or more.
+        exponent: 0 is white noise, 1 pink, 2 red: the larger, the longer the waves.
+    """
+    order = torch.arange(points // 2 + 1, dtype=torch.float64).clamp(min=1.0)
+    spectrum = torch.fft.rfft(torch.eye(points, dtype=torch.float64), dim=0)
+    filtered = spectrum * order.pow(-0.5 * exponent).unsqueeze(1)
+    mixing: Tensor = torch.fft.irfft(filtered, n=points, dim=0)
+    return mixing / mixing[0].square().sum().sqrt()  # rows are alike but for their place
+
+
+def spline(problem: Problem, points: int | None) -> Tensor | None:
+    """Weights `(H, K)` by which K control points give H actions, linear in between.
+
+    The first point is the first action and the last the last; one point is held throughout. The
+    weights of an action are not negative and add up to 1, so actions are within every convex bound
+    (box and ball) that the points are in, up to rounding: `project` takes that away.
+
+    Args:
+        problem: B problems with continuous actions.
+        points: K; None, or H and above, means every action for itself.
+
+    Returns:
+        The weights, or None where every action stands for itself.
+    """
+    if points is None or points >= problem.horizon:
+        return None
+    kind, device = problem.dtype, problem.device
+    places = torch.linspace(0.0, points - 1.0, problem.horizon, dtype=kind, device=device)
+    number = torch.arange(points, dtype=kind, device=device)
+    return (1.0 - (places.unsqueeze(1) - number).abs()).clamp(min=0.0)
+
+
+def fitted(problem: Problem, weights: Tensor | None, actions: Tensor) -> Tensor:
+    """The control points `(..., K, A)` nearest to `actions` `(..., H, A)`, within the bounds.
+
+    By least squares, then projected; `actions` themselves where `weights` is None.
+    """
+    if weights is None:
+        return actions
+    if actions.numel() == 0:
+        return actions[..., : weights.shape[1], :]
+    nearest: Tensor = torch.linalg.pinv(weights) @ actions
+    return project(problem, nearest)

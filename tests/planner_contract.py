@@ -1,14 +1,17 @@
 """What every planner promises: inherit `PlannerContract` and name the planner.
 
-The yardstick is a finite-horizon linear-quadratic problem, a double integrator, whose exact answer
-comes from the Riccati recursion. All problems here are float64 and take milliseconds.
+The yardsticks are problems with known answers (`KNOWN`): a double integrator without bounds
+(Riccati recursion), with bounds and with a largest norm (a quadratic program), and an obstacle with
+two ways round (a fine search of both). All problems here are float64 and take milliseconds.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
+from functools import cache
 from itertools import count
 from typing import Any, ClassVar
 
@@ -30,26 +33,36 @@ def bound(*values: float) -> Tensor:
 
 
 class LinearQuadratic:
-    """Position and velocity pushed to zero: dt 0.2, 15 steps, costs x'Qx + R a^2 and x'Q_H x."""
+    """Position and velocity pushed to zero: dt 0.2, 15 steps, costs x'Qx + R a^2 and x'Q_H x.
+
+    Along one axis, or along two at once, which only `max_norm` ties together. The optimum is that
+    of the Riccati recursion; where `limit` or `max_norm` is in the way, use `Constrained`.
+    """
 
     dt, horizon, effort = 0.2, 15, 0.1
-    dynamics = torch.tensor([[1.0, dt], [0.0, 1.0]], dtype=FLOAT)
-    control = torch.tensor([[0.5 * dt * dt], [dt]], dtype=FLOAT)
-    weight = torch.diag(torch.tensor([1.0, 0.1], dtype=FLOAT))
-    last_weight = 5.0 * weight
 
-    def __init__(self, batch: int = 8, limit: float = 4.0) -> None:
-        self.start = 2.0 * torch.rand(batch, 2, generator=seeded(), dtype=FLOAT) - 1.0
+    def __init__(
+        self, batch: int = 8, limit: float = 4.0, max_norm: float | None = None, axes: int = 1
+    ) -> None:
+        one = torch.eye(axes, dtype=FLOAT)
+        moves = torch.tensor([[1.0, self.dt], [0.0, 1.0]], dtype=FLOAT)
+        pushes = torch.tensor([[0.5 * self.dt * self.dt], [self.dt]], dtype=FLOAT)
+        self.dynamics = torch.kron(one, moves)
+        self.control = torch.kron(one, pushes)
+        self.weight = torch.kron(one, torch.diag(torch.tensor([1.0, 0.1], dtype=FLOAT)))
+        self.last_weight = 5.0 * self.weight
+        self.start = 2.0 * torch.rand(batch, 2 * axes, generator=seeded(), dtype=FLOAT) - 1.0
         self.problem = Problem(
             state=self.start,
             step=self.step,
             horizon=self.horizon,
-            low=bound(-limit),
-            high=bound(limit),
+            low=bound(-limit).repeat(axes),
+            high=bound(limit).repeat(axes),
+            max_norm=max_norm,
             stage_cost=self.stage_cost,
             terminal_cost=self.terminal_cost,
         )
-        self.optimal_actions, self.optimum = self.riccati()  # (B, H, 1), (B,)
+        self.optimal_actions, self.optimum = self.riccati()  # (B, H, A), (B,)
         still = torch.zeros_like(self.optimal_actions)
         self.energy_at_rest = evaluate(self.problem, still.unsqueeze(1))[0][:, 0]
 
@@ -64,9 +77,10 @@ class LinearQuadratic:
 
     def riccati(self) -> tuple[Tensor, Tensor]:
         """Exact actions and cost, by dynamic programming: nothing of the planners' code is used."""
+        effort = self.effort * torch.eye(self.control.shape[1], dtype=FLOAT)
         value, gains = self.last_weight, []
         for _ in range(self.horizon):
-            curvature = self.effort + self.control.T @ value @ self.control
+            curvature = effort + self.control.T @ value @ self.control
             gain = torch.linalg.solve(curvature, self.control.T @ value @ self.dynamics)
             value = self.weight + self.dynamics.T @ value @ (self.dynamics - self.control @ gain)
             gains.append(gain)
@@ -79,6 +93,142 @@ class LinearQuadratic:
     def ratio(self, plan: Plan) -> Tensor:
         """(J - J*) / (J_0 - J*) per problem: 0 is the optimum, 1 is doing nothing."""
         return (plan.energy - self.optimum) / (self.energy_at_rest - self.optimum)
+
+
+class Constrained(LinearQuadratic):
+    """The same where its constraints bind, solved as the quadratic program that it is.
+
+    a'Ga + 2h'a + c over all actions at once, by projected gradient with momentum (Nesterov 1983,
+    restarted where it rises), until a projected step moves nothing. No planner's code is used.
+    """
+
+    def __init__(self, limit: float, max_norm: float | None = None, axes: int = 1) -> None:
+        super().__init__(limit=limit, max_norm=max_norm, axes=axes)
+        self.limit, self.max_norm = limit, max_norm
+        unbounded = self.optimal_actions
+        self.optimal_actions, self.optimum = self.quadratic_program()
+        assert (self.nearest(unbounded) - unbounded).abs().amax() > 0.1, "no constraint binds"
+
+    def condensed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """G `(HA, HA)`, h `(B, HA)` and c `(B,)`."""
+        size, width = self.control.shape
+        columns, reach = self.horizon * width, torch.eye(size, dtype=FLOAT)
+        response = torch.zeros(size, columns, dtype=FLOAT)  # state by actions
+        curvature = self.effort * torch.eye(columns, dtype=FLOAT)
+        slope, level = torch.zeros(columns, size, dtype=FLOAT), self.weight
+        for t in range(self.horizon):
+            response = self.dynamics @ response
+            response[:, t * width : (t + 1) * width] = self.control
+            reach = self.dynamics @ reach
+            weight = self.weight if t < self.horizon - 1 else self.last_weight
+            curvature = curvature + response.T @ weight @ response
+            slope = slope + response.T @ weight @ reach
+            level = level + reach.T @ weight @ reach
+        return curvature, self.start @ slope.T, (self.start @ level * self.start).sum(-1)
+
+    def nearest(self, actions: Tensor) -> Tensor:
+        """Nearest actions `(B, H, A)` within box and ball, by bisection for the multiplier."""
+        if self.max_norm is None:
+            return actions.clamp(-self.limit, self.limit)
+        below = torch.zeros_like(actions[..., :1])
+        above = torch.ones_like(below)
+        for _ in range(50):
+            middle = 0.5 * (below + above)
+            norm = (middle * actions).clamp(-self.limit, self.limit).norm(dim=-1, keepdim=True)
+            below = torch.where(norm <= self.max_norm, middle, below)
+            above = torch.where(norm <= self.max_norm, above, middle)
+        return (below * actions).clamp(-self.limit, self.limit)
+
+    def quadratic_program(self) -> tuple[Tensor, Tensor]:
+        """Optimal actions `(B, H, A)` and their cost `(B,)`."""
+        curvature, slope, level = self.condensed()
+        shape = self.optimal_actions.shape
+        rate = 1.0 / torch.linalg.eigvalsh(curvature)[-1]
+        actions = ahead = torch.zeros(shape, dtype=FLOAT).flatten(1)
+        momentum = torch.ones(shape[0], 1, dtype=FLOAT)
+        for _ in range(3000):
+            moved = ahead - rate * (ahead @ curvature + slope)
+            moved = self.nearest(moved.view(shape)).flatten(1)
+            uphill = ((ahead - moved) * (moved - actions)).sum(1, keepdim=True) > 0.0
+            faster = torch.where(uphill, 1.0, 0.5 + (0.25 + momentum.square()).sqrt())
+            weight = torch.where(uphill, 0.0, (momentum - 1.0) / faster)
+            ahead, last, momentum = moved + weight * (moved - actions), actions, faster
+            actions = moved
+            if (actions - last).abs().amax() < 1e-13:
+                break
+        step = self.nearest((actions - rate * (actions @ curvature + slope)).view(shape)).flatten(1)
+        assert (step - actions).abs().amax() < 1e-10, "the quadratic program is not solved"
+        energy = (actions @ curvature * actions).sum(-1) + 2.0 * (slope * actions).sum(-1) + level
+        return actions.view(shape), energy
+
+
+class TwoWays:
+    """A point goes 2 to the right; a hill is in the way, with a ridge on the way that is nearer.
+
+    The straight line runs a little to one side of the hill's top, and descent goes on to that side:
+    up the ridge. The better way round is the other. Four problems, two and their reflections.
+    """
+
+    horizon, speed = 20, 0.15
+
+    def __init__(self) -> None:
+        side = bound(1.0, 1.0, -1.0, -1.0)
+        start = torch.stack((torch.full_like(side, -1.0), side * bound(0.1, 0.13, 0.1, 0.13)), -1)
+        self.problem = Problem(
+            state=start,
+            step=lambda state, action, *_: state + self.speed * action,
+            rollout=lambda state, actions, *_: state.unsqueeze(1) + self.speed * actions.cumsum(1),
+            horizon=self.horizon,
+            low=bound(-1.0, -1.0),
+            high=bound(1.0, 1.0),
+            stage_cost=self.stage_cost,
+            terminal_cost=lambda state, context: 10.0 * (state - context["goal"]).square().sum(-1),
+            context={"side": side, "goal": start * bound(-1.0, 1.0)},
+        )
+        self.straight = torch.zeros(4, self.horizon, 2, dtype=FLOAT)
+        self.straight[..., 0] = 2.0 / (self.speed * self.horizon)
+        self.ways = torch.stack([self.best_way(sign * side) for sign in (1.0, -1.0)], 1)  # (B, 2)
+        self.optimum = self.ways.amin(1)
+
+    def stage_cost(self, state: Any, action: Tensor, after: Any, context: Any, t: Tensor) -> Tensor:
+        x, y = after[..., 0], context["side"] * after[..., 1]
+        hill = torch.exp(-0.5 * ((x / 0.25).square() + (y / 0.3).square()))
+        ridge = torch.exp(-0.5 * ((x / 0.25).square() + ((y - 0.9) / 0.4).square()))
+        return 0.02 * action.square().sum(-1) + 2.0 * (hill + ridge)
+
+    def best_way(self, side: Tensor) -> Tensor:
+        """Lowest energy `(B,)` found from detours of many widths to `side` `(B,)`."""
+        widths = torch.linspace(0.2, 2.0, 19, dtype=FLOAT).view(1, -1, 1)
+        bow = torch.sin(math.pi * torch.linspace(0.0, 1.0, self.horizon + 1, dtype=FLOAT)).diff()
+        actions = self.straight.unsqueeze(1).repeat(1, widths.shape[1], 1, 1)
+        actions[..., 1] = side.view(-1, 1, 1) * widths * bow / self.speed
+        actions.clamp_(-1.0, 1.0).requires_grad_()
+        adam = torch.optim.Adam([actions])
+        for rate in torch.linspace(0.05, 0.0, 600).tolist():
+            adam.param_groups[0]["lr"] = rate
+            adam.zero_grad()
+            evaluate(self.problem, actions)[0].sum().backward()
+            adam.step()
+            with torch.no_grad():
+                actions.clamp_(-1.0, 1.0)
+        with torch.no_grad():
+            energies, states = evaluate(self.problem, actions)
+        assert isinstance(states, Tensor)
+        sides = states[:, :, self.horizon // 2, 1] * side.unsqueeze(1)
+        return energies.where(sides > 0.0, math.inf).amin(1)
+
+    def ratio(self, plan: Plan) -> Tensor:
+        """(J - J*) / (J' - J*) per problem, J' of the worse way: 0 is the optimum, 1 the worse."""
+        return (plan.energy - self.optimum) / (self.ways.amax(1) - self.optimum)
+
+
+# Problems with continuous actions and a known answer; made when first asked for, then kept.
+KNOWN: dict[str, Callable[[], LinearQuadratic | TwoWays]] = {
+    "free": cache(LinearQuadratic),
+    "box": cache(lambda: Constrained(limit=0.5)),
+    "norm": cache(lambda: Constrained(limit=0.6, max_norm=0.7, axes=2)),
+    "two ways": cache(TwoWays),
+}
 
 
 class Recorder:
@@ -135,7 +285,7 @@ class CommonContract:
     recorder: ClassVar[type[Recorder]] = Recorder
     planner: ClassVar[Planner]  # quick
     other_values: ClassVar[dict[str, Any]]  # of every field
-    budget_field: ClassVar[str]  # the field that limits the number of proposals
+    budget_field: ClassVar[str]  # the field that limits the number of proposals, for messages
     stops_early: ClassVar[bool] = True
 
     def plan(self, problem: Problem, seed: int = 0, **options: Any) -> Plan:
@@ -310,6 +460,22 @@ class PlannerContract(CommonContract):
         proposed = evaluate(problem, out.clamp(low, high))[0][:, 0]
         assert (plan.energy < proposed).all()
 
+    def test_the_largest_norm_holds_for_every_candidate(self) -> None:
+        """The box ends at 1 along one axis and at 0.5 along the other, and cuts the ball."""
+        recorder = Recorder()
+        far = torch.full((3, 2), 50.0, dtype=FLOAT)
+        problem = recorder.problem(context={"target": far}, max_norm=0.8)
+        out = torch.full((3, 1, 7, 2), 9.0, dtype=FLOAT)
+        plan = self.plan(problem, proposals=out)
+        low, high = problem.bounds
+        for actions in [plan.actions, *recorder.asked]:
+            assert (actions.norm(dim=-1) <= 0.8).all()
+            assert (actions >= low).all()
+            assert (actions <= high).all()
+        assert any((seen.norm(dim=-1) > 0.79).any() for seen in recorder.asked), "never at the norm"
+        without = self.plan(replace(problem, max_norm=None), proposals=out)
+        assert (without.actions.norm(dim=-1) > 0.8).any(), "the norm was not in the way"
+
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("place", ["cost", "state"])
     def test_not_a_number_loses(self, place: str, value: float) -> None:
@@ -388,7 +554,8 @@ class PlannerContract(CommonContract):
         problem = Recorder().problem()
         with pytest.raises(ValueError, match=r"proposals have the shape \(3, 7, 2\)"):
             self.plan(problem, proposals=torch.zeros(3, 7, 2, dtype=FLOAT))
-        many = torch.zeros(3, getattr(self.planner, self.budget_field) + 1, 7, 2, dtype=FLOAT)
+        assert self.planner.room is not None
+        many = torch.zeros(3, self.planner.room + 1, 7, 2, dtype=FLOAT)
         with pytest.raises(ValueError, match=f"proposals exceed {self.budget_field}"):
             self.plan(problem, proposals=many)
 

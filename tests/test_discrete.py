@@ -40,6 +40,7 @@ class TestGradient(DiscreteContract):
         "learning_rate": 0.2,
         "knots": 2,
         "betas": (0.8, 0.999),
+        "control_points": 3,
     }
 
     def test_it_takes_the_steps_of_torch_adam(self) -> None:
@@ -93,6 +94,7 @@ class TestCEM(DiscreteContract):
         "minimum_std": 0.4,
         "momentum": 0.5,
         "correlation": 0.3,
+        "control_points": 3,
     }
 
     def test_the_fit_against_written_out_numbers(self) -> None:

@@ -7,10 +7,30 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from planner_contract import FLOAT, LinearQuadratic, PlannerContract, Recorder, bound, seeded
+from planner_contract import (
+    FLOAT,
+    KNOWN,
+    LinearQuadratic,
+    PlannerContract,
+    Recorder,
+    TwoWays,
+    bound,
+    seeded,
+)
 from torch import Tensor
 
-from forethought.planners import CEM, MPPI, Gradient, Planner, RandomShooting, evaluate
+from forethought import planners
+from forethought.planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    Gradient,
+    Planner,
+    Polish,
+    PredictiveSampling,
+    RandomShooting,
+    evaluate,
+)
 
 
 class TestGradient(PlannerContract):
@@ -25,6 +45,7 @@ class TestGradient(PlannerContract):
         "learning_rate": 0.2,
         "knots": 2,
         "betas": (0.8, 0.999),
+        "control_points": 3,
     }
 
     def test_both_betas_count(self) -> None:
@@ -85,6 +106,7 @@ class TestCEM(PlannerContract):
         "minimum_std": 0.4,
         "momentum": 0.5,
         "correlation": 0.3,
+        "control_points": 3,
     }
 
     def test_the_fit_against_written_out_numbers(self) -> None:
@@ -154,6 +176,59 @@ class TestRandomShooting(PlannerContract):
         assert ratios[0] > ratios[1] + 0.02 > ratios[2] + 0.04, ratios
 
 
+# Every planner on every problem with a known answer: the largest excess energy allowed, where 0 is
+# the optimum and 1 is doing nothing (two ways: the worse way round). A row per planner; a column
+# per problem of `planner_contract.KNOWN`. Limits are about twice what was measured.
+TABLE: dict[str, tuple[Planner, tuple[float, ...]]] = {
+    #                                                   free  box  norm  two ways
+    "gradient": (Gradient(iterations=60, learning_rate=0.05), (0.001, 0.001, 0.01, 0.15)),
+    "gradient, splines": (
+        Gradient(iterations=60, learning_rate=0.05, control_points=6),
+        (0.003, 0.002, 0.016, 0.18),
+    ),
+    "cem": (CEM(256, 15, 16, minimum_std=0.01, correlation=0.5), (0.03, 0.003, 0.016, 0.1)),
+    "cem, splines": (
+        CEM(256, 15, 16, minimum_std=0.01, correlation=0.0, control_points=6),
+        (0.005, 0.002, 0.03, 0.05),
+    ),
+    "icem": (ICEM(256, 15, 16), (0.09, 0.007, 0.05, 0.16)),
+    "icem, splines": (ICEM(256, 15, 16, exponent=1.0, control_points=6), (0.02, 0.005, 0.04, 0.1)),
+    "mppi": (MPPI(256, 15), (0.1, 0.013, 0.03, 0.1)),
+    "predictive": (PredictiveSampling(256, 15), (0.2, 0.005, 0.04, 0.05)),
+    "polish": (
+        Polish(ICEM(128, 6), Gradient(starts=4, iterations=60, learning_rate=0.02)),
+        (0.001, 0.001, 0.002, 0.1),
+    ),
+    "shooting": (RandomShooting(4096), (0.9, 0.04, 0.14, 1.5)),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("row", TABLE)
+def test_known_answers_are_found(row: str, name: str) -> None:
+    planner, limits = TABLE[row]
+    known, limit = KNOWN[name](), limits[list(KNOWN).index(name)]
+    ratio = known.ratio(planner.plan(known.problem, generator=seeded()))
+    assert (ratio >= -1e-6).all(), f"better than the optimum: {ratio}"
+    assert (ratio <= limit).all(), f"{ratio} > {limit}"
+
+
+def test_every_planner_has_a_row() -> None:
+    public = {getattr(planners, name) for name in planners.__all__}
+    classes = {one for one in public if isinstance(one, type) and issubclass(one, Planner)}
+    assert classes - {Planner} == {type(planner) for planner, _ in TABLE.values()}
+    assert all(len(limits) == len(KNOWN) for _, limits in TABLE.values())
+
+
+def test_descent_from_the_straight_line_takes_the_worse_of_two_ways() -> None:
+    known = KNOWN["two ways"]()
+    assert isinstance(known, TwoWays)
+    planner = Gradient(starts=1, iterations=100)
+    straight = known.straight.unsqueeze(1)
+    plan = planner.plan(known.problem, proposals=straight, generator=seeded())
+    assert (known.ratio(plan) > 0.9).all(), known.ratio(plan)
+
+
 @pytest.mark.parametrize("planner", [CEM(candidates=256, iterations=4), MPPI(candidates=256)])
 def test_searching_beats_guessing_at_the_same_budget(planner: Planner) -> None:
     exact = LinearQuadratic()
@@ -179,6 +254,8 @@ def test_searching_beats_guessing_at_the_same_budget(planner: Planner) -> None:
         (CEM, {"initial_std": 0.0, "minimum_std": 0.0}, "initial_std = 0"),
         (CEM, {"minimum_std": 0.7}, "minimum_std = 0.7"),
         (CEM, {"momentum": 1.0}, "momentum = 1"),
+        (CEM, {"control_points": 0}, "control_points = 0"),
+        (Gradient, {"control_points": 0}, "control_points = 0"),
         (MPPI, {"candidates": 1}, "candidates = 1"),
         (MPPI, {"iterations": 0}, "iterations = 0"),
         (MPPI, {"temperature": 0.0}, "temperature = 0"),

@@ -17,6 +17,7 @@ from forethought.planners import (
     expand,
     flatten,
     losing,
+    project,
     safe_actions,
     select,
     shift,
@@ -343,3 +344,73 @@ def test_wrong_shapes_are_refused_before_they_broadcast() -> None:
         evaluate(counter(goal_cost=lambda s, a, n, c, t: n.sum((-1, -2))), ACTIONS)
     with pytest.raises(ValueError, match="terminal_cost returned the shape"):
         evaluate(counter(terminal_cost=lambda s, c: s), ACTIONS)
+
+
+def within(low: Tensor, high: Tensor, max_norm: float | None) -> Problem:
+    return counter(low=low, high=high, max_norm=max_norm, state=torch.zeros(2, 1, dtype=low.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("max_norm", [None, 0.04, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_projected_actions_are_the_nearest(
+    size: int, max_norm: float | None, dtype: torch.dtype
+) -> None:
+    """A point is the nearest of a convex set where no member is further along the way to it."""
+    low, high = (
+        side * (0.05 + torch.rand(size, generator=seeded(i), dtype=dtype))
+        for i, side in enumerate((-1.0, 1.0))
+    )
+    low[-1] = 0.0  # zero may lie on the bound
+    problem = within(low, high, max_norm)
+    away = 2.0 * torch.randn(500, size, generator=seeded(2), dtype=dtype)
+    near = project(problem, away)
+    assert ((near >= low) & (near <= high)).all()
+    if max_norm is not None:
+        assert (near.norm(dim=-1) <= max_norm).all()
+    assert torch.equal(project(problem, near), near)
+    others = low + (high - low) * torch.rand(2000, size, generator=seeded(3), dtype=dtype)
+    corners = torch.where(torch.rand(others.shape, generator=seeded(4)) < 0.5, low, high)
+    members = project(problem, torch.cat((others, corners)))
+    further = (away - near) @ members.T - ((away - near) * near).sum(-1, keepdim=True)
+    assert further.max() < (1e-5 if dtype == torch.float32 else 1e-13)
+    inside = project(problem, 0.5 * near)
+    assert torch.equal(inside, 0.5 * near)
+    assert project(problem, away, out=away) is away
+    assert torch.equal(away, near)
+
+
+def test_projection_against_written_out_numbers() -> None:
+    problem = within(bound(-1.0, -1.0), bound(1.0, 0.3), 0.5)
+    given = bound(3.0, 4.0, -3.0, -4.0, 0.1, 0.2).view(3, 2)
+    # First 0.3 along the second axis, then what is left of 0.5 along the first; the box does not
+    # cut the ball below.
+    expected = bound(0.4, 0.3, -0.3, -0.4, 0.1, 0.2).view(3, 2)
+    torch.testing.assert_close(project(problem, given), expected, rtol=1e-14, atol=0.0)
+
+
+def test_starts_and_safe_actions_keep_the_norm() -> None:
+    problem = within(bound(-1.0, 0.0), bound(1.0, 1.0), 0.5)
+    proposals = torch.full((2, 1, 3, 2), math.inf, dtype=FLOAT)
+    proposals[:, :, 1] = math.nan
+    drawn = starts(problem, 200, 2, proposals, seeded())
+    assert (drawn.norm(dim=-1) <= 0.5).all()
+    assert drawn.isfinite().all()
+    assert (drawn.norm(dim=-1) > 0.49).any()
+    assert torch.equal(drawn[:, 0, 1], torch.zeros(2, 2, dtype=FLOAT))
+    assert torch.equal(safe_actions(problem), torch.zeros(2, 3, 2, dtype=FLOAT))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_norm": 0.0}, "max_norm = 0.0; choose it finite and above 0"),
+        ({"max_norm": math.inf}, "max_norm = inf"),
+        ({"max_norm": math.nan}, "max_norm = nan"),
+        ({"max_norm": 1.0, "low": bound(0.5)}, "choose low <= 0 <= high"),
+        ({"max_norm": 1.0, "low": None, "high": None, "actions": 2}, "indices have no norm"),
+    ],
+)
+def test_wrong_norms_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        counter(**changes)
