@@ -5,9 +5,11 @@ The folder imports nothing else of the project and never sees a network.
 
 from forethought.planners.cem import CEM
 from forethought.planners.deadline import Clock, Deadline
+from forethought.planners.gauss_newton import GaussNewton
 from forethought.planners.gradient import Gradient
 from forethought.planners.icem import ICEM
 from forethought.planners.incumbent import Incumbent
+from forethought.planners.lifted import Lifted
 from forethought.planners.mppi import MPPI
 from forethought.planners.polish import Polish
 from forethought.planners.predictive import PredictiveSampling
@@ -15,6 +17,7 @@ from forethought.planners.problem import Context, Plan, Planner, Problem, Reduct
 from forethought.planners.proposals import project, safe_actions, shift, smooth_noise, starts
 from forethought.planners.rollout import evaluate, losing
 from forethought.planners.shooting import RandomShooting
+from forethought.planners.smoothed import Smoothed
 from forethought.planners.state import State, expand, flatten, select, unflatten
 
 __all__ = [
@@ -24,8 +27,10 @@ __all__ = [
     "Clock",
     "Context",
     "Deadline",
+    "GaussNewton",
     "Gradient",
     "Incumbent",
+    "Lifted",
     "Plan",
     "Planner",
     "Polish",
@@ -33,6 +38,7 @@ __all__ = [
     "Problem",
     "RandomShooting",
     "Reduction",
+    "Smoothed",
     "State",
     "Status",
     "evaluate",

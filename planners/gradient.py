@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from forethought.planners.deadline import Deadline
+from forethought.planners.descent import Descent
 from forethought.planners.discrete import first_held, held_index, one_hot
 from forethought.planners.incumbent import Incumbent
 from forethought.planners.problem import Plan, Planner, Problem
@@ -112,15 +113,15 @@ class Gradient(Planner):
         low, high = problem.bounds
         weights = spline(problem, self.control_points)
         points = fitted(problem, weights, actions)  # (B, S, K, A)
-        mean, square, scratch = (torch.zeros_like(points) for _ in range(3))
+        descent = Descent(self.betas)
         rate = 0.5 * self.learning_rate * (high - low)  # (A,)
-        for iteration in range(1, self.iterations + 1):
+        for _ in range(self.iterations):
             gradient = _offer_with_gradient(problem, actions, incumbent)
             if incumbent.late():
                 return
             if weights is not None:
                 gradient = weights.mT @ gradient
-            self._descend(points, gradient, mean, square, scratch, rate, iteration)
+            points.addcmul_(descent.step(gradient), rate, value=-1.0)
             project(problem, points, out=points)
             if weights is not None:
                 torch.matmul(weights, points, out=actions)
@@ -135,7 +136,7 @@ class Gradient(Planner):
         held = held_index(problem, self.control_points)
         near = first.index_select(2, first_held(problem, self.control_points))
         logits = _peaked(one_hot(problem, near))
-        mean, square, scratch = (torch.zeros_like(logits) for _ in range(3))
+        descent = Descent(self.betas)
         rate = logits.new_tensor(0.5 * self.learning_rate * _LOGIT_RANGE)
         for iteration in range(1, self.iterations + 1):
             if (iteration - 1) % _OFFER_EVERY == 0:
@@ -145,33 +146,9 @@ class Gradient(Planner):
             if incumbent.late():
                 return
             gradient = _relaxed_gradient(problem, logits, held, incumbent)
-            self._descend(logits, gradient, mean, square, scratch, rate, iteration)
+            logits.addcmul_(descent.step(gradient), rate, value=-1.0)
         with torch.no_grad():
             incumbent.evaluate(logits.argmax(-1).index_select(2, held))
-
-    def _descend(
-        self,
-        points: Tensor,
-        gradient: Tensor,
-        mean: Tensor,
-        square: Tensor,
-        scratch: Tensor,
-        rate: Tensor,
-        iteration: int,
-    ) -> None:
-        """One Adam step, in place in `points` (actions, control points, logits) and its memories.
-
-        All are `(B, S, K, A)`; `scratch` is only written. Written out because `torch.optim.Adam`
-        costs more than it computes at these sizes.
-        """
-        beta, beta_square = self.betas
-        mean.lerp_(gradient, 1.0 - beta)
-        square.mul_(beta_square).addcmul_(gradient, gradient, value=1.0 - beta_square)
-        scale = (1.0 - beta_square**iteration) ** 0.5 / (1.0 - beta**iteration)
-        # Energies come in any unit, so this only keeps a zero gradient from dividing by zero.
-        torch.sqrt(square, out=scratch).add_(torch.finfo(square.dtype).tiny ** 0.5)
-        torch.div(mean, scratch, out=scratch)
-        points.addcmul_(scratch, rate, value=-scale)
 
 
 def _offer_with_gradient(problem: Problem, actions: Tensor, incumbent: Incumbent) -> Tensor:

@@ -24,11 +24,14 @@ from forethought.planners import (
     CEM,
     ICEM,
     MPPI,
+    GaussNewton,
     Gradient,
+    Lifted,
     Planner,
     Polish,
     PredictiveSampling,
     RandomShooting,
+    Smoothed,
     evaluate,
 )
 
@@ -199,6 +202,12 @@ TABLE: dict[str, tuple[Planner, tuple[float, ...]]] = {
         Polish(ICEM(128, 6), Gradient(starts=4, iterations=60, learning_rate=0.02)),
         (0.001, 0.001, 0.002, 0.1),
     ),
+    "gauss-newton": (GaussNewton(starts=8, iterations=12), (1e-6, 1e-6, 0.001, 0.001)),
+    "lifted": (
+        Lifted(cycles=3, iterations=10, descents=10, learning_rate=0.05),
+        (0.15, 0.006, 0.025, 0.3),
+    ),
+    "smoothed": (Smoothed(4, 4, 80, 0.05, trust=10.0), (0.03, 0.03, 0.08, 0.08)),
     "shooting": (RandomShooting(4096), (0.9, 0.04, 0.14, 1.5)),
 }
 
