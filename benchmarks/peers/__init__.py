@@ -1,0 +1,1 @@
+"""Adapters that plan our problems with other libraries; each library is optional."""

@@ -1,0 +1,1 @@
+../../forethought/bridge.py
