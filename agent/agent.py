@@ -86,6 +86,7 @@ class AgentState:
         reached: what plans reached in each row, for mode `auto`.
         spent: decisions that mode `auto` thought about, and all, `(B, 2)` int64.
         regret: gains that mode `auto` let pass since its last plan, `(B,)`.
+        age: decisions since that plan, `(B,)` int64.
         mind: what went on in the last decision; None in Mode-1, unless the memory is wanted there.
     """
 
@@ -104,6 +105,7 @@ class AgentState:
     reached: Reached | None = None
     spent: Tensor | None = None
     regret: Tensor | None = None
+    age: Tensor | None = None
     mind: Mind | None = None
 
     def select(self, index: Tensor) -> AgentState:
@@ -133,6 +135,8 @@ class AgentState:
             rows["spent"] = self.spent * kept.unsqueeze(1)
         if self.regret is not None:
             rows["regret"] = self.regret.masked_fill(begun, 0.0)
+        if self.age is not None:
+            rows["age"] = self.age.masked_fill(begun, -1)  # the first decision makes it 0
         if self.memory is not None:
             rows["memory"] = self.memory.forget(begun)
         return replace(self, setting=setting, begun=begun, **rows)
@@ -446,7 +450,11 @@ class Agent:
             )
         # The first decision of an episode may always be thought about.
         affordable = spent[:, 0] <= share * spent[:, 1]
-        worth = (signal > price) & affordable
+        age = torch.zeros_like(spent[:, 0]) if carried.age is None else carried.age + 1
+        stale = torch.zeros_like(affordable)
+        if thinking.patience and thinking.signal != "random":
+            stale = age >= thinking.patience
+        worth = ((signal > price) | stale) & affordable
         evaluations = torch.full_like(energy, float(problem.horizon * (1 + len(candidates))))
         rows = worth.nonzero().squeeze(1)
         if len(rows):
@@ -477,6 +485,7 @@ class Agent:
             reached=reached,
             spent=spent + torch.stack((worth.long(), torch.ones_like(worth).long()), 1),
             regret=regret.masked_fill(worth, 0.0),
+            age=age.masked_fill(worth, 0),
             mind=mind,
         )
 

@@ -44,6 +44,9 @@ class Thinking:
             given, the most that an episode may spend.
         radius: half the edge of the box of `gain` and `regret`, in units of actions.
         ridge: weight of the regression's prior of `excess`, in observations.
+        patience: decisions that a plan is followed at most, whatever the signal; 0: any number.
+            Where the model is wrong, the rest of an old plan is worth less than the same model
+            believes, so no signal that is imagined tells. Chance (`random`) knows no patience.
     """
 
     signal: Signal = "gain"
@@ -51,6 +54,7 @@ class Thinking:
     share: float = 0.25
     radius: float = 0.1
     ridge: float = 10.0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if self.signal not in get_args(Signal):
@@ -59,6 +63,8 @@ class Thinking:
             )
         if self.price is not None and not -float("inf") < self.price < float("inf"):
             raise ValueError(f"thinking.price is {self.price}: choose a finite one, or none")
+        if self.patience < 0:
+            raise ValueError(f"thinking.patience is {self.patience}: choose 0 (none) or more")
         if not 0 <= self.share <= 1:
             raise ValueError(f"thinking.share is {self.share}: choose it in [0, 1]")
         for name in ("radius", "ridge"):

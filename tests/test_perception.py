@@ -193,6 +193,50 @@ def test_patches_that_do_not_fit_are_refused() -> None:
         ImagePerception(image_spec(2, 16, 16), channels=(4, 4), patches=(8, 4))
 
 
+def test_gains_multiply_standardised_channels() -> None:
+    plain, loud = encoder("image"), encoder("image", gains=(1.0, 8.0))
+    statistics = np.array([10.0, 90.0], np.float32), np.array([5.0, 20.0], np.float32)
+    for model in (plain, loud):
+        model.standardise_by(statistics)
+    x = observations(plain, 3)
+    seen, heard = plain.standardise(x), loud.standardise(x)
+    torch.testing.assert_close(heard[:, 0], seen[:, 0])
+    torch.testing.assert_close(heard[:, 1], 8 * seen[:, 1])
+    assert not torch.allclose(loud(x), plain(x))
+    # They are a part of what is stored, and nothing beside it is.
+    assert loud.state_dict().keys() == plain.state_dict().keys()
+    again = encoder("image")
+    again.load_state_dict(loud.state_dict())
+    torch.testing.assert_close(again(x), loud(x), rtol=0, atol=0)
+
+
+def test_gains_of_one_change_nothing() -> None:
+    plain, same = encoder("image"), encoder("image", gains=(1.0, 1.0))
+    for model in (plain, same):
+        model.standardise_by((np.array([10.0, 90.0]), np.array([5.0, 0.0])))
+    x = observations(plain, 3)
+    torch.testing.assert_close(same(x), plain(x), rtol=0, atol=0)
+
+
+def test_gains_are_not_applied_twice() -> None:
+    model = encoder("image", gains=(1.0, 8.0))
+    for _ in range(2):  # as a second training does
+        model.standardise_by((np.zeros(2), np.full(2, 4.0)))
+    assert model.standardise.std.flatten().tolist() == [4.0, 0.5]
+
+
+@pytest.mark.parametrize("gains", [(1.0,), (1.0, 2.0, 3.0)])
+def test_gains_of_another_number_of_channels_are_refused(gains: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="images of 2 channels: choose one number per channel"):
+        encoder("image", gains=gains)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_gain_that_is_no_factor_is_refused(gain: float) -> None:
+    with pytest.raises(ValueError, match="choose numbers above 0, finite"):
+        encoder("image", gains=(1.0, gain))
+
+
 def test_vector_layers() -> None:
     model = VectorPerception(vector_spec(5), latent_dim=3, hidden=11, layers=3)
     sizes = [

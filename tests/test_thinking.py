@@ -321,6 +321,24 @@ def test_regret_is_what_the_gains_add_up_to_since_the_last_plan() -> None:
     assert after.regret.tolist() == [0.0, *owed[1:].tolist()]
 
 
+def test_a_plan_is_followed_no_longer_than_patience_has_it() -> None:
+    agent = auto(signal="regret", price=NEVER, patience=3)
+    carried, decided = begin(agent, points(2, 1)), list[list[bool]]()
+    for step in range(9):
+        if step == 5:
+            begun = torch.tensor([True, False])
+            carried = carried.begin(begin(agent, points(2, 1)), begun)
+        _, carried = agent.act(carried, points(2, step))
+        decided.append(thought(carried))
+    assert [step for step, (_, row) in enumerate(decided) if row] == [3, 6]
+    assert [step for step, (row, _) in enumerate(decided) if row] == [3, 8]
+    chance = auto(signal="random", price=1.0, patience=3)
+    carried = begin(chance, points(2, 1))
+    for step in range(6):
+        _, carried = chance.act(carried, points(2, step))
+        assert not any(thought(carried))
+
+
 def test_excess_is_how_far_the_cheap_proposal_lies_above_what_plans_reached() -> None:
     agent = auto(signal="excess", price=0.1, ridge=3.0)
     carried = begin(agent, points(4, 1))
@@ -519,6 +537,7 @@ def test_discrete_actions(price: float) -> None:
         ({"share": math.nan}, "thinking.share is nan"),
         ({"radius": 0.0}, "thinking.radius is 0.0: choose it above 0, finite"),
         ({"ridge": -1.0}, "thinking.ridge is -1.0: choose it above 0, finite"),
+        ({"patience": -1}, r"thinking.patience is -1: choose 0 \(none\) or more"),
     ],
 )
 def test_wrong_numbers_are_refused(wrong: dict[str, Any], message: str) -> None:
