@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--factor", type=float, default=1.3)
     parser.add_argument("--share", type=float, default=0.2)
     parser.add_argument("--signals", nargs="+", default=["regret"])
+    parser.add_argument("--patience", type=int, default=6, help="of the signals; chance has none")
     parser.add_argument("--problems", type=int, default=64)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--episodes", type=int, default=20)
@@ -110,7 +111,7 @@ def play(run: Path, given: Any, block: int) -> list[Row]:
     measure("2", trained.in_mode(2))
     for signal in given.signals:
         found = price(trained, env, signal, given)
-        thinking = Thinking(signal=signal, price=found, share=1.0)
+        thinking = Thinking(signal=signal, price=found, share=1.0, patience=given.patience)
         share = measure(f"auto {signal}", thoughtful(trained, thinking))
         chance = Thinking(signal="random", price=1 - share, share=1.0)
         measure(f"random as {signal}", thoughtful(trained, chance))
@@ -137,7 +138,8 @@ def thoughtful(trained: Trained, thinking: Thinking) -> Agent:
 
 def price(trained: Trained, env: Any, signal: Any, given: Any) -> float:
     """The price at which the share is kept, on episodes that are not held out."""
-    agent = thoughtful(trained, Thinking(signal=signal, share=given.share))
+    thinking = Thinking(signal=signal, share=given.share, patience=given.patience)
+    agent = thoughtful(trained, thinking)
     first = HELD_OUT_SEED - 200_000
     seeds = list(range(first, first + given.episodes))
     return price_for(agent, env, seeds, torch.Generator().manual_seed(0))
