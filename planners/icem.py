@@ -58,8 +58,8 @@ class ICEM(Planner):
     elites: int = 8
     kept: float = 0.3
     decay: float = 1.25
-    exponent: float = 2.0
-    initial_std: float = 0.5
+    exponent: float = 3.0
+    initial_std: float = 1.0
     minimum_std: float = 0.0
     momentum: float = 0.1
     control_points: int | None = None

@@ -38,7 +38,7 @@ class PredictiveSampling(Planner):
 
     candidates: int = 64
     iterations: int = 4
-    std: float = 0.3
+    std: float = 0.5
     control_points: int | None = 5
 
     def __post_init__(self) -> None:

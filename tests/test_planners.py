@@ -194,12 +194,17 @@ TABLE: dict[str, tuple[Planner, tuple[float, ...]]] = {
         CEM(256, 15, 16, minimum_std=0.01, correlation=0.0, control_points=6),
         (0.005, 0.002, 0.03, 0.05),
     ),
-    "icem": (ICEM(256, 15, 16), (0.09, 0.007, 0.05, 0.16)),
-    "icem, splines": (ICEM(256, 15, 16, exponent=1.0, control_points=6), (0.02, 0.005, 0.04, 0.1)),
+    "icem": (ICEM(256, 15, 16, exponent=2.0, initial_std=0.5), (0.09, 0.007, 0.05, 0.16)),
+    "icem, splines": (
+        ICEM(256, 15, 16, exponent=1.0, initial_std=0.5, control_points=6),
+        (0.02, 0.005, 0.04, 0.1),
+    ),
     "mppi": (MPPI(256, 15), (0.1, 0.013, 0.03, 0.1)),
-    "predictive": (PredictiveSampling(256, 15), (0.2, 0.005, 0.04, 0.05)),
+    "predictive": (PredictiveSampling(256, 15, std=0.3), (0.2, 0.005, 0.04, 0.05)),
     "polish": (
-        Polish(ICEM(128, 6), Gradient(starts=4, iterations=60, learning_rate=0.02)),
+        Polish(
+            ICEM(128, 6, initial_std=0.5), Gradient(starts=4, iterations=60, learning_rate=0.02)
+        ),
         (0.001, 0.001, 0.002, 0.1),
     ),
     "gauss-newton": (GaussNewton(starts=8, iterations=12), (1e-6, 1e-6, 0.001, 0.001)),

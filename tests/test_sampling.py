@@ -40,7 +40,7 @@ from forethought.planners.proposals import Noise, coloured, fitted, spline
 
 class TestICEM(PlannerContract):
     planner = ICEM(candidates=16, iterations=4, elites=4, kept=0.5)
-    sharp = ICEM(candidates=256, iterations=15, elites=16, exponent=0.0, decay=1.0)
+    sharp = ICEM(256, 15, 16, exponent=0.0, decay=1.0, initial_std=0.5)
     sharp_ratio = 0.01
     sharp_steps = (256 * 15 + 14 * 5) * 15  # and a third of 16 elites in all rounds but the first
     budget_field = "candidates"
@@ -298,7 +298,7 @@ def test_discrete_actions_are_refused(planner: Planner) -> None:
         (ICEM, {"exponent": -1.0}, "exponent = -1"),
         (ICEM, {"exponent": math.nan}, "exponent = nan"),
         (ICEM, {"initial_std": 0.0}, "initial_std = 0"),
-        (ICEM, {"minimum_std": 0.7}, "minimum_std = 0.7"),
+        (ICEM, {"minimum_std": 1.7}, "minimum_std = 1.7"),
         (ICEM, {"momentum": 1.0}, "momentum = 1"),
         (ICEM, {"control_points": 0}, "control_points = 0"),
         (PredictiveSampling, {"candidates": 1}, "candidates = 1"),
