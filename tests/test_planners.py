@@ -203,7 +203,8 @@ TABLE: dict[str, tuple[Planner, tuple[float, ...]]] = {
     "predictive": (PredictiveSampling(256, 15, std=0.3), (0.2, 0.005, 0.04, 0.05)),
     "polish": (
         Polish(
-            ICEM(128, 6, initial_std=0.5), Gradient(starts=4, iterations=60, learning_rate=0.02)
+            ICEM(128, 6, exponent=2.0, initial_std=0.5),
+            Gradient(starts=4, iterations=60, learning_rate=0.02),
         ),
         (0.001, 0.001, 0.002, 0.1),
     ),

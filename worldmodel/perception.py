@@ -133,6 +133,24 @@ def _box_shape(spec: EnvSpec, axes: int, kind: str) -> tuple[int, ...]:
     return tuple(space.shape)
 
 
+def _checked_gains(gains: Sequence[float] | None, channels: int) -> tuple[float, ...]:
+    """One factor per channel.
+
+    Raises:
+        ValueError: their number is another one, or one is not above 0 and finite.
+    """
+    if gains is None:
+        return (1.0,) * channels
+    found = tuple(float(gain) for gain in gains)
+    if len(found) != channels:
+        raise ValueError(
+            f"gains={found} for images of {channels} channels: choose one number per channel"
+        )
+    if not all(0 < gain < math.inf for gain in found):
+        raise ValueError(f"gains={found}: choose numbers above 0, finite")
+    return found
+
+
 class ImagePerception(BoxPerception):
     """Patch convolutions with ReLU, then a two-layer head, for images `(C, H, W)`.
 
@@ -145,6 +163,9 @@ class ImagePerception(BoxPerception):
         normalise: apply LayerNorm (without affine parameters) to the state.
         modulation: size M of a code `context["modulation"]` that modulates the last hidden layer;
             0 reads none.
+        gains: factor of each channel after it is standardised, `(C,)`; None leaves all at 1. What
+            is large is learned first: a channel in which little differs from episode to episode,
+            beside one in which much moves, is not encoded at all without.
     """
 
     def __init__(
@@ -157,6 +178,7 @@ class ImagePerception(BoxPerception):
         hidden: int = 64,
         normalise: bool = False,
         modulation: int = 0,
+        gains: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if len(channels) != len(patches):
@@ -164,6 +186,7 @@ class ImagePerception(BoxPerception):
                 f"channels={tuple(channels)} and patches={tuple(patches)} must have equal length"
             )
         self.observation_shape = _box_shape(spec, 3, "ImagePerception")
+        self.gains = _checked_gains(gains, self.observation_shape[0])
         self.latent_dim, self.modulation_dim = latent_dim, modulation
         depth, height, width = self.observation_shape
         self.standardise = Standardise(depth, trailing=2)
@@ -182,6 +205,12 @@ class ImagePerception(BoxPerception):
             layers += [nn.LayerNorm(latent_dim, elementwise_affine=False)]
         self.layers = nn.Sequential(*layers)
         self.modulation = Modulation(self.layers, modulation, last=True)
+
+    def standardise_by(self, statistics: Statistics) -> None:
+        """See `Perception`; the gains become a part of the stored std."""
+        super().standardise_by(statistics)
+        std = self.standardise.std
+        std.div_(std.new_tensor(self.gains).view(std.shape))
 
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Map standardised images `(N, C, H, W)` to states `(N, D)`; see `BoxPerception`."""
