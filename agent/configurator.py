@@ -37,8 +37,9 @@ class Cost:
         critic: weight v of the critic's estimate of what comes after the plan.
         replan_every: actions of a plan that are carried out before the next plan is made, between
             1 and the horizon.
-        seconds: most time that a plan may take, in seconds of the agent's clock: the best plan
-            found by then counts. None: the planner's own iterations, however long they take.
+        seconds: time after which a plan's search begins no further iteration, in seconds of the
+            agent's clock; the best plan found by then counts. None: the planner's own iterations,
+            however long they take.
     """
 
     reduction: Literal["sum", "softmin", "last"] = "sum"

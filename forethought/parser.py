@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -74,8 +75,15 @@ def whole_choice(base: type, choice: Any) -> Any:
     found = _class_of(base, given["class_path"])
     if found is None or not isinstance(given.get("init_args") or {}, dict):
         return choice
+    # The default of a field that is made by a factory is a mark, and no value to be written down.
+    known = fields(found) if is_dataclass(found) else ()
+    made = {field.name for field in known if field.default is MISSING}
     parameters = inspect.signature(found).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    defaults = {
+        p.name: p.default
+        for p in parameters
+        if p.default is not inspect.Parameter.empty and p.name not in made
+    }
     arguments = {**defaults, **(given.get("init_args") or {})}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
     return {"class_path": f"{found.__module__}.{found.__qualname__}", "init_args": plain}

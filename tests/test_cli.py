@@ -17,6 +17,7 @@ from test_run_folder import TINY, refusal, train
 from torch import nn
 
 import forethought
+from forethought import planners
 from forethought.acting import act
 from forethought.agent import Cost, Distillation
 from forethought.build import Collection, Model, Round, Stages
@@ -27,7 +28,7 @@ from forethought.demo import demo
 from forethought.describing import data
 from forethought.listing import envs
 from forethought.parser import normalised, packaged_configs, parse, parser_of, refuse_strangers
-from forethought.planners import CEM, MPPI, Gradient
+from forethought.planners import CEM, ICEM, Gradient, Planner, Polish
 from forethought.running import distill, evaluate
 from forethought.showing import show
 from forethought.training import train as train_verb
@@ -328,7 +329,7 @@ def other(value: Any, hint: Any) -> Any:
         return not value
     if isinstance(value, int):
         return value + 2
-    return value * 0.5 + 0.125
+    return value + 0.25 if value > 1 else value * 0.5 + 0.125
 
 
 RECORDS = {
@@ -361,18 +362,27 @@ def test_every_field_is_reached_by_a_dotted_option(verb: str) -> None:
         assert reached == other(value, hint) != value, option
 
 
-PLANNERS = pytest.mark.parametrize("planner", [CEM(), MPPI()], ids=["CEM", "MPPI"])
+FOUND = [getattr(planners, name) for name in planners.__all__]
+OTHERS = [p for p in FOUND if isinstance(p, type) and issubclass(p, Planner)]
+OTHERS = [p for p in OTHERS if p not in (Planner, Gradient, Polish)]
+PLANNERS = pytest.mark.parametrize("planner", [p() for p in OTHERS], ids=lambda p: type(p).__name__)
+
+
+def test_a_planner_within_a_planner() -> None:
+    words = ["--planner=Polish", "--planner.planner=ICEM", "--planner.planner.candidates=32"]
+    held = parsed("train", *words, "--planner.gradient.iterations=5")
+    polish = Polish(ICEM(candidates=32))
+    gradient = dataclasses.replace(polish.gradient, iterations=5)
+    assert held["planner"] == dataclasses.replace(polish, gradient=gradient)
+    assert parsed("train", "--planner=Polish", "--planner.planner=CEM")["planner"] == Polish(CEM())
 
 
 @PLANNERS
 def test_every_field_of_other_planners(planner: Any) -> None:
     for option, value, hint in scalars(planner, "--planner"):
         changed = other(value, hint)
-        words = [
-            f"--planner={type(planner).__name__}",
-            f"--planner.iterations={planner.iterations}",
-        ]
-        held = parsed("train", *words, f"{option}={changed}")
+        words = [f"--planner={type(planner).__name__}"]
+        held = parsed("train", *words, f"{option}={str(changed).lower()}")
         name = option.split(".")[-1]
         assert held["planner"] == dataclasses.replace(planner, **{name: changed})
 
