@@ -5,8 +5,8 @@
 
 Trains by `--config` (or takes `--run`, a finished run), reads agent, wall and door from the latent
 on held-out episodes, and plays blocks of held-out episodes beside random, greedy and scripted.
-`--arm ignoring` is the same training with all channels of the picture equally loud: it encodes the
-agent and next to nothing of the door, and shows what a latent without the layout reaches.
+`--arm ignoring` is the same training with all channels of the picture equally loud, for comparison:
+its probes say how much of the door it encodes, its rows what such a latent reaches.
 
 Writes `benchmarks/results/random_layout_CONFIG_SEED.json`. What is there already is not done
 again, and a training that was cut goes on: the same call finishes what it began.

@@ -223,7 +223,7 @@ BAD = {
     "no threads": Bad("train --threads 0", "threads is 0: choose 1"),
     "unknown planner": Bad(
         "train --planner Gradent",
-        "planner is 'Gradent' | use one of CEM, Gradient | import path of your own",
+        "planner is 'Gradent' | use one of CEM, GaussNewton, Gradient | import path of your own",
     ),
     "unknown mode": Bad("evaluate RUN --modes [3]", "modes | 3"),
     "option of another planner": Bad(

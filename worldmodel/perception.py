@@ -164,8 +164,8 @@ class ImagePerception(BoxPerception):
         modulation: size M of a code `context["modulation"]` that modulates the last hidden layer;
             0 reads none.
         gains: factor of each channel after it is standardised, `(C,)`; None leaves all at 1. What
-            is large is learned first: a channel in which little differs from episode to episode,
-            beside one in which much moves, is not encoded at all without.
+            is large is learned first: without, a channel in which little differs from episode to
+            episode may never be encoded beside one in which much moves.
     """
 
     def __init__(
