@@ -11,9 +11,10 @@ take longer than its budget: the measured time is what the Pareto front is drawn
 budget. The file gets a line per measurement as soon as it is made; a second call goes on where the
 first one stopped. `FILE.json` beside it holds the rows and the fronts.
 
-`--clock steps` counts the calls of the model instead of seconds, at the price that one call had
-when it was calibrated (lines `calibration` of the file): it can be used on a machine that does
-other things as well, with the calibration of an idle one.
+`--clock steps` counts the calls of the model instead of seconds, at the price that one call for one
+problem had when it was calibrated (lines `calibration` of the file; `--calibrate` makes them and
+stops): with the calibration of an idle machine it can be used on one that does other things as
+well, and plays `--batch` episodes side by side, each with the calls that it would have had alone.
 """
 
 from __future__ import annotations
@@ -299,7 +300,7 @@ class Paced(Planner):
         how["deadline"] = self.pace.deadline
         plan = self.planner.plan(self.pace.counted(problem), **how)
         self.pace.planning += time.perf_counter() - began
-        self.pace.model_steps += plan.model_steps
+        self.pace.model_steps += plan.model_steps // problem.batch
         return plan
 
 
@@ -425,6 +426,7 @@ class Bench:
         episodes: Test episodes per seed.
         trials: Development episodes per size.
         seeds: Seeds of planning; each has its own held-out episodes.
+        batch: Episodes played side by side by the clock `steps`.
     """
 
     ledger: Ledger
@@ -432,6 +434,7 @@ class Bench:
     episodes: int
     trials: int
     seeds: int
+    batch: int
 
     def pace(self, key: Mapping[str, Any], size: int, budget_ms: float) -> Pace:
         """A pace of the chosen clock; `steps` needs the calibration line."""
@@ -444,9 +447,10 @@ class Bench:
     def play(
         self, task: Task, planner: Planner, pace: Pace, seeds: Sequence[int], seed: int
     ) -> list[Outcome]:
-        """Episodes, one at a time."""
+        """Episodes, one at a time by the wall clock."""
+        num_envs = 1 if pace.call is None else max(1, min(self.batch, len(seeds)))
         inner = task.controller(Paced(planner, pace), torch.Generator().manual_seed(seed))
-        return run_episodes(task.env(1), Timed(inner, pace), seeds)
+        return run_episodes(task.env(num_envs), Timed(inner, pace), seeds)
 
     def calibrate(self, name: str, task: Task, kind: str, size: int, planner: Planner) -> None:
         """What a call of the model costs, for the clock that counts them; once per size."""
@@ -463,6 +467,15 @@ class Bench:
         row = {"kind": "calibration", **key, "decisions": decisions, "calls": calls}
         row |= {"call_ms": 1000 * planning / calls}
         self.ledger.add(row | {"around_ms": 1000 * (seconds - planning) / decisions} | around())
+
+    def calibrate_all(self, name: str, task: Task, kind: str) -> None:
+        """Prices of all sizes of a planner, if it takes such problems at all."""
+        made = exported()[kind]
+        for size in sizes_of(made):
+            try:
+                self.calibrate(name, task, kind, size, sized(made, size))
+            except (ValueError, TypeError):
+                return  # `tune` says why
 
     def tune(self, name: str, task: Task, kind: str, budget_ms: float) -> Row:
         """Choose the size on development episodes, among those whose decisions fit the budget.
@@ -684,6 +697,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=20, help="development episodes per size")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "steps"), default="wall")
+    parser.add_argument("--batch", type=int, default=25, help="episodes at once, clock steps")
+    parser.add_argument("--calibrate", action="store_true", help="find the prices, and stop")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--estimate", action="store_true", help="print how long it takes, and stop")
     parser.add_argument("--table", action="store_true", help="print Markdown of what is there")
@@ -693,12 +708,17 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.table:
         print(table(ledger.rows))
         return
-    bench = Bench(ledger, given.clock, given.episodes, given.trials, given.seeds)
+    bench = Bench(ledger, given.clock, given.episodes, given.trials, given.seeds, given.batch)
     kinds = given.planners or list(exported())
     tasks = dict(task_of(text) for text in given.tasks)
     hours = bench.estimate(tasks, kinds, given.budgets)
     print(f"at most about {hours:.1f} hours in all, less what is in {given.out}", flush=True)
     if given.estimate:
+        return
+    if given.calibrate:
+        for name, task in tasks.items():
+            for kind in kinds:
+                bench.calibrate_all(name, task, kind)
         return
     for name, task in tasks.items():
         bench.baselines(name, task)
