@@ -8,7 +8,8 @@ All contenders plan the same problems, starts and goals of held-out Two-Rooms ep
 the packaged run, with the same model, cost, candidates, iterations and horizon. Peers are at their
 best: where they have options that decide how good a plan is, the ones with the lowest energy on
 other episodes are taken (`setting`); ours keep their defaults. stable-worldmodel's solvers run at
-several batch sizes over problems, their default among them, and the best of these counts.
+several batch sizes over problems, their default among them, and the best of these counts; and with
+the model in two ways: stepped, as that library's own models are rolled out, and by our roll-out.
 
 The overhead is the time of a plan minus that of the bare model: its steps in the same batches,
 forward, and backward where the planner asked for gradients, recorded from the planner and taken
@@ -37,6 +38,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,7 @@ def compared(contenders: Sequence[Contender], task: Task, repeats: int, clock: C
             {
                 "family": contender.family,
                 "library": contender.library,
+                "model": contender.model,
                 "problems": task.batch,
                 "batch_size": contender.batch_size or task.batch,
                 "setting": contender.setting,
@@ -215,20 +218,26 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Row]:
-    """Ours against the best peer of each family: in time, in overhead and in energy."""
+    """Ours against the best peer of each family: in time, in overhead and in energy.
+
+    Twice: against peers that step the model, and against all, those on our roll-out among them.
+    """
     found = []
     for own in rows:
         if not own["library"].startswith("forethought "):
             continue
-        same = [
+        every = [
             row
             for row in rows
             if (row["family"], row["problems"]) == (own["family"], own["problems"])
             and row["library"].split()[0] != "forethought"
         ]
-        if not same:
-            continue
-        for kind in ("median", "minimum"):
+        stepping = [row for row in every if row["model"] == "steps"]
+        for (against, same), kind in product(
+            (("peers", stepping), ("peers on our roll-out", every)), ("median", "minimum")
+        ):
+            if not same:
+                continue
             fastest = min(same, key=lambda row: float(row["plan_ms"][kind]))
             leanest = min(same, key=lambda row: float(row["overhead_ms"][kind]))
             lowest = min(same, key=lambda row: float(row["energy"]))
@@ -239,6 +248,7 @@ def verdicts(rows: Sequence[Row]) -> list[Row]:
                 {
                     "family": own["family"],
                     "problems": own["problems"],
+                    "against": against,
                     "of": kind,
                     "times_faster": speed,
                     "times_faster_aim": needed,
@@ -278,14 +288,15 @@ def table(rows: Sequence[Row]) -> str:
 def aims_table(found: Sequence[Row]) -> str:
     """The aims as Markdown, by medians and by minima."""
     lines = [
-        "| family | problems | of | times as fast as the fastest peer "
+        "| family | problems | against | of | times as fast as the fastest peer "
         "| share of the least overhead | energy, best peer's | aims missed |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
         missed = ", ".join(name for name, kept in row["kept"].items() if not kept) or "none"
         lines.append(
-            f"| {row['family']} | {row['problems']} | {row['of']} | {row['times_faster']:.2f} "
+            f"| {row['family']} | {row['problems']} | {row['against']} | {row['of']} "
+            f"| {row['times_faster']:.2f} "
             f"(aim {row['times_faster_aim']:.0f}) | {row['overhead_share']:.2f} "
             f"(aim {row['overhead_share_aim']:.1f}) | {row['energy']:.4f}, "
             f"{row['best_peer_energy']:.4f} | {missed} |"

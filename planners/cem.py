@@ -172,7 +172,7 @@ class CEM(Planner):
     def _fit_discrete(self, chosen: Tensor, energies: Tensor, probabilities: Tensor) -> Tensor:
         """Frequencies `(B, H, n)` in the finite elites of `chosen` `(B, S, H, n)`, smoothed."""
         elites, weights = _elites(chosen, energies, self.elites)
-        frequencies = _average(elites, weights).lerp(probabilities, self.momentum)
+        frequencies = (weights * elites).sum(1).lerp(probabilities, self.momentum)
         return torch.where(weights.sum(1) > 0, frequencies, probabilities)
 
 
@@ -196,8 +196,8 @@ def fit_gaussian(
         momentum: Share of `mean` and `std` that is kept.
     """
     best, weights = _elites(points, energies, elites)
-    elite_mean = _average(best, weights)
-    variance = _average((best - elite_mean.unsqueeze(1)).square(), weights)
+    elite_mean = (weights * best).sum(1)
+    variance = (weights * (best - elite_mean.unsqueeze(1)).square()).sum(1)
     found = weights.sum(1) > 0
     mean = torch.where(found, elite_mean.lerp(mean, momentum), mean)
     std = torch.where(found, variance.sqrt().lerp(std, momentum), std)
@@ -205,13 +205,13 @@ def fit_gaussian(
 
 
 def _elites(values: Tensor, energies: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best candidates `(B, E, K, A)`, and `(B, E, 1, 1)`: 1 if their energy is finite."""
+    """The best candidates `(B, E, K, A)`, and weights `(B, E, 1, 1)` for the finite among them.
+
+    The weights are equal and sum to 1 over E; all are 0 where no energy is finite.
+    """
     lowest, index = energies.topk(count, dim=1, largest=False)  # (B, E)
     index = index[:, :, None, None].expand(-1, -1, *values.shape[2:])
     best = values.gather(1, index)
-    return best, lowest.isfinite().to(best)[:, :, None, None]
-
-
-def _average(values: Tensor, weights: Tensor) -> Tensor:
-    """Average of `(B, E, K, A)` over E with weights `(B, E, 1, 1)` of 0 or 1; zero without any."""
-    return (weights * values).sum(1) / weights.sum(1).clamp(min=1.0)
+    finite = lowest.isfinite().to(best)
+    weights = finite / finite.sum(1, keepdim=True).clamp(min=1.0)
+    return best, weights[:, :, None, None]

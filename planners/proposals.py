@@ -262,16 +262,19 @@ class Noise:
         """
         batch, points, action_dim = self._shape
         shape = (batch, self._count if count is None else count, points, action_dim)
-        white = self._white[: math.prod(shape)].view(shape)
+        white = self._white[: math.prod(shape)]
         if generator.device == white.device:
             white.normal_(generator=generator)
         else:
             if self._drawn is None:
                 self._drawn = torch.empty_like(self._white, device=generator.device)
-            white.copy_(self._drawn[: math.prod(shape)].view(shape).normal_(generator=generator))
+            white.copy_(self._drawn[: math.prod(shape)].normal_(generator=generator))
         if self._mixing is None or self._mixed is None:
-            return white
-        return torch.matmul(self._mixing, white, out=self._mixed[: math.prod(shape)].view(shape))
+            return white.view(shape)
+        # One product for all, for which time has to be the last axis: a view puts it back.
+        mixed = self._mixed[: math.prod(shape)].view(-1, points)
+        torch.mm(white.view(-1, points), self._mixing.t(), out=mixed)
+        return mixed.view(*shape[:2], action_dim, points).transpose(2, 3)
 
 
 def _correlated(like: Tensor, points: int, correlation: float) -> Tensor:

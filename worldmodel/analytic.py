@@ -59,6 +59,11 @@ class ResidualStack:
         """Size A of the action."""
         return self.weights[0].shape[1] - self.state_dim
 
+    @property
+    def frozen(self) -> bool:
+        """Whether no weight requires a gradient."""
+        return not any(x.requires_grad for x in (*self.weights, *self.biases))
+
     def takes(self, state: Tensor, actions: Tensor) -> bool:
         """Whether these are `(N, D)` and `(N, H, A)`, of the weights' type and on their device."""
         shape = state.shape[:1] + actions.shape[1:2] + (self.action_dim,)
@@ -86,7 +91,7 @@ def unroll(stack: ResidualStack, state: Tensor, actions: Tensor) -> Tensor:
     Raises:
         ValueError: a weight requires a gradient, or shapes, types or devices differ.
     """
-    if any(x.requires_grad for x in (*stack.weights, *stack.biases)):
+    if not stack.frozen:
         raise ValueError("a weight requires a gradient: choose `stepwise`, or freeze the network")
     if not stack.takes(state, actions):
         raise ValueError(

@@ -121,24 +121,25 @@ class ResidualMLP(Predictor):
         plain = type(self) is ResidualMLP and not self.modulation_dim
         if not plain or torch.is_autocast_enabled(state.device.type):
             return None
-        if any(parameter.requires_grad for parameter in self.parameters()):
-            return None
         stack = self._stack()
-        return (
-            None
-            if stack is None or not stack.takes(state, actions)
-            else unroll(stack, state, actions)
-        )
+        if stack is None or not stack.frozen or not stack.takes(state, actions):
+            return None
+        return unroll(stack, state, actions)
 
     def _stack(self) -> ResidualStack | None:
         """The weights, if the layers are linear ones with ReLU between, and no hook listens."""
-        linear = [*self.layers][::2]
-        kinds = [nn.ReLU if place % 2 else nn.Linear for place in range(len(self.layers))]
-        if [type(layer) for layer in self.layers] != kinds or any(
+        layers = [*self.layers]
+        kinds = [nn.ReLU if place % 2 else nn.Linear for place in range(len(layers))]
+        # By hand: `self.modules()` takes longer than the products of a step.
+        every = [self, self.layers, self.modulation, *layers]
+        if self.norm is not None:
+            every.append(self.norm)
+        if [type(layer) for layer in layers] != kinds or any(
             module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-            for module in self.modules()
+            for module in every
         ):
             return None
+        linear = layers[::2]
         return ResidualStack(
             tuple(layer.weight for layer in linear),
             tuple(layer.bias for layer in linear),

@@ -23,6 +23,7 @@ class Ours:
     planner: Any
     library: str = f"forethought {version('forethought')}"
     setting: str = "defaults"
+    model: str = "roll-out"
     batch_size: int | None = None
 
     def plans(self, task: Task, seed: int) -> Callable[[], Tensor]:

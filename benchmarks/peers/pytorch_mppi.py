@@ -26,6 +26,7 @@ class Theirs:
     std: float = 1.0
     family: str = "MPPI"
     batch_size: int | None = 1
+    model: str = "steps"
     library: str = f"pytorch-mppi {version('pytorch-mppi')}"
 
     @property

@@ -4,6 +4,9 @@ By default CEM, iCEM and MPPI plan one problem at a time (`batch_size=1`), the g
 The solvers but iCEM know no bounds. Their model here clamps the actions, as the environment would,
 so that they search in what counts; but not for the gradient solver, which a clamp would stop:
 there only the plan is clamped.
+
+The model comes in two ways: one call of the network per step, as the library's own models are
+rolled out, and by our whole roll-out with its analytic way back (`on our roll-out`).
 """
 
 from __future__ import annotations
@@ -31,15 +34,16 @@ from stable_worldmodel import solver as solvers  # isort: skip
 class Costs(nn.Module):
     """A task as their solvers see it."""
 
-    def __init__(self, task: Task, *, clamp: bool) -> None:
+    def __init__(self, task: Task, *, clamp: bool, whole: bool) -> None:
         super().__init__()
-        self.jepa, self.model, self.clamp = task.model.jepa, task.model, clamp
+        self.jepa, self.clamp = task.model.jepa, clamp
+        self.roll_out = task.model.rollout if whole else task.model.steps
 
     def get_cost(self, info: Mapping[str, Tensor], candidates: Tensor) -> Tensor:
         """Costs `(B, S)` of candidates `(B, S, H, A)`."""
         batch, samples = candidates.shape[:2]
         actions = candidates.clamp(-1, 1) if self.clamp else candidates
-        states = self.model.rollout(info["state"].flatten(0, 1), actions.flatten(0, 1))
+        states = self.roll_out(info["state"].flatten(0, 1), actions.flatten(0, 1))
         far = states.unflatten(0, (batch, samples)) - info["goal"].unsqueeze(2)
         return far.square().mean(-1).sum(-1)
 
@@ -52,8 +56,14 @@ class Theirs:
     make: Callable[..., Any]
     options: dict[str, Any]
     batch_size: int | None
+    model: str
     variant: dict[str, Any] = field(default_factory=dict)
-    library: str = f"stable-worldmodel {version('stable-worldmodel')}"
+
+    @property
+    def library(self) -> str:
+        """Name and version, and how the model is rolled out."""
+        name = f"stable-worldmodel {version('stable-worldmodel')}"
+        return f"{name} on our roll-out" if self.model == "roll-out" else name
 
     @property
     def setting(self) -> str:
@@ -64,7 +74,7 @@ class Theirs:
     def plans(self, task: Task, seed: int) -> Callable[[], Tensor]:
         """See `Contender`."""
         solver = self.make(
-            Costs(task, clamp=self.family != "gradient"),
+            Costs(task, clamp=self.family != "gradient", whole=self.model == "roll-out"),
             batch_size=self.batch_size,
             seed=seed,
             device=str(task.state.device),
@@ -111,6 +121,8 @@ def contenders(budget: Budget, batch: int) -> list[list[Theirs]]:
     found = []
     for family, make, options, axes in kinds:
         variants = [{k: v for part in parts for k, v in part.items()} for parts in product(*axes)]
-        for size in sorted({1, min(8, batch), batch}):
-            found.append([Theirs(family, make, options, size, variant) for variant in variants])
+        for size, model in product(sorted({1, min(8, batch), batch}), ("steps", "roll-out")):
+            found.append(
+                [Theirs(family, make, options, size, model, variant) for variant in variants]
+            )
     return found

@@ -36,6 +36,13 @@ class Model:
         self._note(len(actions), actions.shape[1], actions)
         return self.jepa.rollout(state, actions)
 
+    def steps(self, state: Tensor, actions: Tensor) -> Tensor:
+        """As `rollout`, a call of the network per step: as models of other libraries do it."""
+        states = []
+        for action in actions.unbind(1):
+            states.append(state := self.predict(state, action))
+        return torch.stack(states, 1)
+
     def predict(self, state: Tensor, action: Tensor) -> Tensor:
         """The next state `(N, D)`."""
         self._note(len(action), 1, action)
@@ -153,12 +160,14 @@ class Contender(Protocol):
         library: its name and version.
         family: what is compared with each other: `CEM`, `iCEM`, `MPPI`, `gradient`.
         setting: how it is configured, for the table.
+        model: `steps` of the network one by one, or our whole `roll-out`.
         batch_size: problems that it plans side by side; None for all.
     """
 
     library: str
     family: str
     setting: str
+    model: str
     batch_size: int | None
 
     def plans(self, task: Task, seed: int) -> Callable[[], Tensor]:
