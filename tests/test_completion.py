@@ -83,7 +83,8 @@ def test_bash_offers(
 @needs_bash
 def test_bash_that_does_not_break_words_at_equals(script: Path, tmp_path: Path) -> None:
     found = offered(script, "forethought train --config=two", tmp_path, "' '")
-    assert found == ["--config=two-rooms"]
+    assert "--config=two-rooms" in found
+    assert all(word.startswith("--config=two-rooms") for word in found)
 
 
 def test_every_option_of_the_help_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
