@@ -21,7 +21,7 @@ from torch import Tensor
 from forethought.planners.cem import CEM
 from forethought.planners.gradient import Gradient
 from forethought.planners.incumbent import Incumbent
-from forethought.planners.problem import Context, Cost, Plan, Problem
+from forethought.planners.problem import Context, Plan, Problem
 from forethought.planners.proposals import checked, starts
 from forethought.planners.state import State, apply, leaves
 
@@ -152,7 +152,7 @@ class GraphedSearch:
         self._given: Tensor | None = buffers["proposals"].get("proposals")
         # Made once: making a problem looks at its bounds from Python.
         self._problem = replace(
-            _without_discount(problem),
+            problem,
             state=buffers["state"],
             context=buffers["context"],
         )
@@ -228,29 +228,3 @@ def _check_like(first: Tensor, new: Tensor) -> Tensor:
             f"{tuple(first.shape)} and {first.dtype}, as at first"
         )
     return new
-
-
-def _without_discount(problem: Problem) -> Problem:
-    """The same problem with the discount inside its costs.
-
-    `evaluate` makes the discount's weights out of a list of numbers, which cannot be recorded.
-    """
-    if problem.discount == 1.0:
-        return problem
-    steps = torch.arange(problem.horizon, device=problem.device, dtype=problem.float_dtype)
-    weights = problem.discount**steps  # (H,)
-    last = problem.discount**problem.horizon
-    terminal = problem.terminal_cost
-
-    def weighted(cost: Callable[..., Tensor] | None) -> Any:
-        return None if cost is None else lambda *arguments: cost(*arguments) * weights
-
-    goal: Cost | None = problem.goal_cost
-    return replace(
-        problem,
-        discount=1.0,
-        stage_cost=weighted(problem.stage_cost),
-        latent_energy=weighted(problem.latent_energy),
-        goal_cost=weighted(goal) if problem.reduction == "sum" else goal,
-        terminal_cost=None if terminal is None else lambda *given: terminal(*given) * last,
-    )

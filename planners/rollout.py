@@ -154,8 +154,8 @@ def _discounted_sum(problem: Problem, costs: Tensor) -> Tensor:
     """`sum_t discount^t c_t`: `(B, S, H)` -> `(B, S)`."""
     if problem.discount == 1.0:
         return costs.sum(-1)
-    weights = [problem.discount**t for t in range(problem.horizon)]
-    return (costs * costs.new_tensor(weights)).sum(-1)
+    steps = torch.arange(problem.horizon, device=costs.device, dtype=costs.dtype)
+    return (costs * problem.discount**steps).sum(-1)
 
 
 def _reduced(problem: Problem, costs: Tensor) -> Tensor:
