@@ -51,6 +51,7 @@ from forethought.agent.evaluate import (
     violation_rate,
     wilson,
 )
+from forethought.agent.hierarchy import Descent, Hierarchy, Intentions
 from forethought.agent.loop import (
     AgentController,
     AgentPolicy,
@@ -86,10 +87,13 @@ __all__ = [
     "Critic",
     "CriticStage",
     "DemonstrationStage",
+    "Descent",
     "Distillation",
     "Effort",
     "GoalDistance",
     "GoalTerm",
+    "Hierarchy",
+    "Intentions",
     "IntrinsicCost",
     "IntrinsicTerm",
     "Jointly",

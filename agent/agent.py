@@ -22,6 +22,7 @@ from torch import Tensor
 from forethought.agent.actor import Recall, problem_of
 from forethought.agent.configurator import Configurator, Setting
 from forethought.agent.cost import Critic, GoalDistance, GoalTerm, IntrinsicCost
+from forethought.agent.hierarchy import Hierarchy, Intentions
 from forethought.agent.memory import ShortTermMemory
 from forethought.agent.policy import Policy
 from forethought.agent.setting_code import setting_code
@@ -87,6 +88,7 @@ class AgentState:
         spent: decisions that mode `auto` thought about, and all, `(B, 2)` int64.
         regret: gains that mode `auto` let pass since its last plan, `(B,)`.
         age: decisions since that plan, `(B,)` int64.
+        wanted: what the levels above the world model want, or None.
         mind: what went on in the last decision; None in Mode-1, unless the memory is wanted there.
     """
 
@@ -106,6 +108,7 @@ class AgentState:
     spent: Tensor | None = None
     regret: Tensor | None = None
     age: Tensor | None = None
+    wanted: Intentions | None = None
     mind: Mind | None = None
 
     def select(self, index: Tensor) -> AgentState:
@@ -120,7 +123,7 @@ class AgentState:
         """
         kept = ~begun
         # A row without a plan of its own must not wait for the others' to run out.
-        rows: dict[str, Any] = {"until_replan": 0}
+        rows: dict[str, Any] = {"until_replan": 0, "wanted": None}
         if self.plan is not None:
             # A plan of zeros is the safe action: nothing of the episode before is proposed.
             rows["plan"] = torch.where(_wide(kept, self.plan), self.plan, 0)
@@ -156,6 +159,7 @@ class Agent:
         recall: what is remembered, and what for; None: no memory.
         goal_term: how far a state is from the goal.
         clock: tells the time to plans that may take only so long (`Cost.seconds`).
+        hierarchy: levels above the world model, which choose its goals on the way; None: none.
     """
 
     model: JEPA
@@ -167,11 +171,17 @@ class Agent:
     recall: Recall | None = None
     goal_term: GoalTerm = field(default_factory=GoalDistance)
     clock: Clock = time.perf_counter
+    hierarchy: Hierarchy | None = None
 
     def __post_init__(self) -> None:
         if self.configurator.mode != 2 and self.policy is None:
             raise ValueError(
                 f"mode {self.configurator.mode} needs a policy: run `forethought distill RUN` first"
+            )
+        if self.hierarchy is not None and not self.configurator.task.goal:
+            raise ValueError(
+                "model.levels are given, but the task has no goal: choose no levels, or a task "
+                "with a goal"
             )
         read = {} if self.readouts is None else self.readouts.sizes
         missing = [name for name in self.configurator.task.reads if name not in (*read, "state")]
@@ -319,7 +329,7 @@ class Agent:
         belief = carried.belief
         if belief is None:
             raise ValueError("nothing was observed yet: call `act`, which calls this")
-        problem = self.problem(carried.setting, belief, carried.memory)
+        problem = self._problem_now(carried)
         starts = [] if carried.plan is None else [carried.plan]
         if self.policy is not None:
             starts.append(self._rolled(carried))
@@ -390,6 +400,7 @@ class Agent:
 
     def _planned(self, carried: AgentState) -> AgentState:
         """Mode-2 for all rows."""
+        carried = self._directed(carried)
         plan = self.think(carried)
         assert isinstance(plan.states, Tensor)
         assert carried.mind is not None
@@ -411,13 +422,39 @@ class Agent:
             mind=mind,
         )
 
+    def _directed(self, carried: AgentState) -> AgentState:
+        """With what the levels above want by now."""
+        if self.hierarchy is None:
+            return carried
+        setting, belief = carried.setting, carried.belief
+        assert belief is not None
+        seconds = setting.cost.seconds
+        wanted = self.hierarchy.direct(
+            belief,
+            setting.context["goal"],
+            carried.wanted,
+            time=carried.time,
+            generator=carried.generator,
+            deadline=None if seconds is None else Deadline.after(seconds, self.clock),
+        )
+        return replace(carried, wanted=wanted)
+
+    def _problem_now(self, carried: AgentState) -> Problem:
+        """The problem from the belief on, towards what the levels above want."""
+        assert carried.belief is not None
+        problem = self.problem(carried.setting, carried.belief, carried.memory)
+        if self.hierarchy is None or carried.wanted is None:
+            return problem
+        return self.hierarchy.towards(problem, carried.wanted)
+
     def _weigh(self, carried: AgentState) -> AgentState:
         """Mode `auto`: the better of policy and last plan, or a new plan where it is worth it."""
         belief, mind, setting = carried.belief, carried.mind, carried.setting
         assert belief is not None
         assert mind is not None
         thinking = setting.thinking
-        problem = self.problem(setting, belief, carried.memory)
+        carried = self._directed(carried)
+        problem = self._problem_now(carried)
         candidates = [self._rolled(carried)]
         if carried.plan is not None:
             # Rows without a plan propose the policy's actions once more.

@@ -5,9 +5,9 @@
     python benchmarks/planning.py --quick   # seconds; the numbers mean nothing
 
 All contenders plan the same problems, starts and goals of held-out Two-Rooms episodes encoded by
-the packaged run, with the same model, cost, candidates, iterations and horizon. Peers are at their
-best: where they have options that decide how good a plan is, the ones with the lowest energy on
-other episodes are taken (`setting`); ours keep their defaults. stable-worldmodel's solvers run at
+the packaged run, with the same model, cost, candidates, iterations and horizon. All are at their
+best: of the options that decide how good a plan is, the ones with the lowest energy on other
+episodes are taken (`setting`). stable-worldmodel's solvers run at
 several batch sizes over problems, their default among them, and the best of these counts; and with
 the model in two ways: stepped, as that library's own models are rolled out, and by our roll-out.
 
@@ -89,7 +89,7 @@ def main() -> None:
     rows: list[Row] = []
     for problems in given.problems:
         task = task_from(given.run, problems, given.horizon, block=0, device=given.device)
-        fielded = [*ours.contenders(budget), *chosen(peers(budget, problems), tuning)]
+        fielded = chosen([*ours.contenders(budget), *peers(budget, problems)], tuning)
         rows += compared(fielded, task, given.repeats, CLOCKS[given.clock])
     told = {
         "command": " ".join(["python", "benchmarks/planning.py", *sys.argv[1:]]),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from gymnasium.spaces import Box, Discrete
+from torch import nn
 
 from forethought import envs
 from forethought.agent import (
@@ -18,8 +19,10 @@ from forethought.agent import (
     Cost,
     Critic,
     CriticStage,
+    Descent,
     GoalDistance,
     GoalTerm,
+    Hierarchy,
     Mode,
     Policy,
     Recall,
@@ -39,6 +42,9 @@ from forethought.worldmodel import (
     BeliefStage,
     Correction,
     JointStage,
+    Level,
+    LevelShape,
+    LevelStage,
     Perception,
     Predictor,
     PredictorStage,
@@ -121,6 +127,7 @@ class Model:
         modulation: size M of a code that modulates perception and predictor: what is known of an
             episode's conditions. Data tell it as the quantity `code`, a setting as `modulation`.
             0 reads none.
+        levels: levels above the world model (H-JEPA), from the lowest on; by default none.
     """
 
     perception: Callable[[EnvSpec], Perception] = AutoPerception
@@ -128,6 +135,7 @@ class Model:
     action_embedding: int = 0
     recurrent: bool = False
     modulation: int = 0
+    levels: tuple[LevelShape, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("action_embedding", "modulation"):
@@ -172,6 +180,8 @@ class Stages:
             actions misleads a planner (LOG.md). 0 suits data of somebody who knew the task.
         critic_members: critics in the ensemble, each of which leaves out some episodes.
         temporal: TC(s, g), the number of decisions from a state to a goal; by default left out.
+            Where there are levels above, it is the top level's, in steps of its own.
+        levels: each of the levels above, where there are any.
     """
 
     joint: JointStage = JointStage()  # noqa: RUF009 - frozen
@@ -182,6 +192,7 @@ class Stages:
     critic_members: int = 1
     belief: BeliefStage = BeliefStage()  # noqa: RUF009 - frozen
     temporal: TemporalStage = TemporalStage(steps=0)  # noqa: RUF009 - frozen
+    levels: LevelStage = LevelStage()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         if self.critic_from < 0:
@@ -285,6 +296,38 @@ def build_temporal(jepa: JEPA, horizon: int, seed: int) -> TemporalDistance:
         return TemporalDistance(jepa.latent_dim, 1 - 1 / max(2, horizon)).to(jepa.device)
 
 
+def build_levels(jepa: JEPA, shapes: Sequence[LevelShape], seed: int) -> nn.ModuleList:
+    """Levels above a world model, each over the one before, initialised from `seed`."""
+    levels: list[Level] = []
+    size, actions, discrete = jepa.latent_dim, jepa.action_dim, jepa.actions.discrete
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 5)
+        for shape in shapes:
+            levels.append(Level(size, actions, shape, discrete=discrete))
+            size, actions, discrete = shape.latent_dim, shape.macro_dim, False
+    return nn.ModuleList(levels).to(jepa.device)
+
+
+def top_of(jepa: JEPA, levels: nn.ModuleList, cost: Cost, descent: Descent) -> tuple[JEPA, int]:
+    """The top level as a world model of its own, and the steps that it looks ahead."""
+    if not len(levels):
+        return jepa, cost.horizon
+    top = levels[-1]
+    assert isinstance(top, Level)
+    return top.model, descent.horizon[min(len(levels), len(descent.horizon)) - 1]
+
+
+def hierarchy_of(
+    levels: nn.ModuleList, descent: Descent, cost: Cost, temporal: TemporalDistance | None
+) -> Hierarchy | None:
+    """The levels as they plan, gradients of theirs switched off; None without any."""
+    if not len(levels):
+        return None
+    levels.eval().requires_grad_(False)
+    there = tuple(level for level in levels if isinstance(level, Level))
+    return Hierarchy(there, descent, goal_term_of(cost, temporal))
+
+
 def goal_term_of(cost: Cost, temporal: TemporalDistance | None) -> GoalTerm:
     """What tells how far a state is from the goal.
 
@@ -333,6 +376,7 @@ def build_agent(
     adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
     thinking: Thinking = Thinking(),  # noqa: B008 - frozen
     goal_term: GoalTerm | None = None,
+    hierarchy: Hierarchy | None = None,
 ) -> Agent:
     """An agent around trained modules, every gradient of theirs switched off."""
     for module in (jepa, readouts, critic):
@@ -350,4 +394,5 @@ def build_agent(
         policy,
         recall,
         GoalDistance() if goal_term is None else goal_term,
+        hierarchy=hierarchy,
     )

@@ -3,7 +3,8 @@
     round 0   data are there      -> joint -> predictor -> heads -> checkpoint
     round r   the agent collects  -> joint -> predictor -> heads -> checkpoint
 
-Heads are the belief's correction, readouts, critic and TC(s, g), as far as they are wanted.
+Heads are the belief's correction, readouts, critic, the levels above and TC(s, g), as far as they
+are wanted.
 
 Every stage goes on from the weights of the round before. A snapshot is written when a stage begins
 and every half minute inside of it; after a kill the same course is walked again, and what was
@@ -17,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,8 @@ from forethought.agent import (
     Cost,
     Critic,
     CriticStage,
+    Descent,
+    Hierarchy,
     Recall,
     Task,
     TemporalDistance,
@@ -45,9 +49,12 @@ from forethought.build import (
     Stages,
     build_agent,
     build_critic,
+    build_levels,
     build_readouts,
     build_temporal,
     goal_term_of,
+    hierarchy_of,
+    top_of,
 )
 from forethought.envs import Dataset
 from forethought.planners import Planner
@@ -55,6 +62,9 @@ from forethought.run_folder import Metrics, RunFolder
 from forethought.worldmodel import (
     JEPA,
     LatentData,
+    Level,
+    LevelShape,
+    LevelStage,
     Losses,
     Objective,
     OnStep,
@@ -62,10 +72,12 @@ from forethought.worldmodel import (
     Snapshot,
     encode_dataset,
     encoded_blank,
+    level_data,
     ranks,
     save_checkpoint,
     train_belief,
     train_joint,
+    train_level,
     train_predictor,
 )
 from forethought.worldmodel.latents import CODE, check_codes, code_size
@@ -109,6 +121,8 @@ class Plan:
         cost: how energies are summed up.
         planner: what the agent plans with.
         recall: what the agent remembers, and what for.
+        levels: sizes of the levels above the world model.
+        descent: how those plan.
         seed: seed of everything.
         bfloat16: whether the joint stage runs in bfloat16.
     """
@@ -120,6 +134,8 @@ class Plan:
     cost: Cost
     planner: Planner
     recall: Recall
+    levels: tuple[LevelShape, ...]
+    descent: Descent
     seed: int
     bfloat16: bool = False
 
@@ -145,6 +161,7 @@ class Course:
     held: Dataset
     readouts: Readouts = field(init=False)
     critic: Critic | None = field(init=False)
+    levels: nn.ModuleList = field(init=False)
     temporal: TemporalDistance | None = field(init=False)
     _latents: LatentData | None = field(init=False, default=None)
 
@@ -178,9 +195,15 @@ class Course:
         self.critic = (
             build_critic(self.jepa, self.task, self.discount, seed, members) if wanted else None
         )
+        if self.plan.levels and not self.task.goal:
+            raise ValueError(
+                "model.levels are given, but the task has no goal: choose no levels, or a task "
+                "with a goal"
+            )
+        self.levels = build_levels(self.jepa, self.plan.levels, seed)
         self.temporal = None
         if self.task.goal and self.plan.stages.temporal.steps:
-            self.temporal = build_temporal(self.jepa, self.plan.cost.horizon, seed)
+            self.temporal = build_temporal(*self._top, seed)
         elif self.plan.cost.goal == "temporal":
             raise ValueError(
                 "cost.goal is temporal, but TC(s, g) is not trained: choose stages.temporal.steps "
@@ -204,6 +227,8 @@ class Course:
             modules["readouts"] = self.readouts
         if self.critic is not None:
             modules["critic"] = self.critic
+        if len(self.levels):
+            modules["levels"] = self.levels
         if self.temporal is not None:
             modules["temporal"] = self.temporal
         self.snapshot = Snapshot(
@@ -235,10 +260,27 @@ class Course:
             self._latents = encode_dataset(self.jepa, self.held)
         return self._latents
 
+    @property
+    def _top(self) -> tuple[JEPA, int]:
+        """What TC(s, g) is learned on, and how far that looks ahead."""
+        return top_of(self.jepa, self.levels, self.plan.cost, self.plan.descent)
+
+    def _data_of(self, place: int) -> LatentData:
+        """Cached latents of the world model, or of the level above that is the `place`-th."""
+        data = self.latents
+        for level in list(self.levels)[:place]:
+            assert isinstance(level, Level)
+            data = level_data(level, data)
+        return data
+
+    def hierarchy(self) -> Hierarchy | None:
+        """The levels above as they plan; None without any."""
+        return hierarchy_of(self.levels, self.plan.descent, self.plan.cost, self.temporal)
+
     def _train(self, round_: int, metrics: Metrics) -> None:
         """All stages of one round."""
         stages = self.scaled(round_)
-        for module in (self.jepa, self.readouts, self.critic, self.temporal):
+        for module in (self.jepa, self.readouts, self.critic, self.levels, self.temporal):
             if module is not None:
                 module.train().requires_grad_(True)
         if self.critic is not None:
@@ -273,8 +315,10 @@ class Course:
                 snapshot=self.snapshot,
             ),
             "critic": lambda on_step: self._train_critic(quantities, stages.critic, on_step),
-            "temporal": lambda on_step: self._train_temporal(stages.temporal, on_step),
         }
+        for place in range(len(self.levels)):
+            train[f"levels {place + 2}"] = partial(self._train_level, place, stages.levels)
+        train["temporal"] = lambda on_step: self._train_temporal(stages.temporal, on_step)
         there = {
             "belief": self.jepa.correction is not None,
             "readouts": bool(self.readouts.sizes),
@@ -283,7 +327,7 @@ class Course:
         }
         for name, run in train.items():
             if there.get(name, True):
-                steps = getattr(stages, name).steps
+                steps = getattr(stages, name.split()[0]).steps
                 if name in ("critic", "temporal"):  # the cost that they learn from stays as it is
                     with self.task.bank.unchanged(
                         name, readouts=self.readouts, perception=self.jepa.perception
@@ -333,10 +377,16 @@ class Course:
             self.snapshot,
         )
 
+    def _train_level(self, place: int, stage: LevelStage, on_step: OnStep) -> None:
+        level = self.levels[place]
+        assert isinstance(level, Level)
+        train_level(level, self._data_of(place), stage, self.generator, on_step, self.snapshot)
+
     def _train_temporal(self, stage: TemporalStage, on_step: OnStep) -> None:
         assert self.temporal is not None
+        data = self._data_of(len(self.levels))
         train_temporal(
-            self.temporal, self.jepa, self.latents, stage, self.generator, on_step, self.snapshot
+            self.temporal, self._top[0], data, stage, self.generator, on_step, self.snapshot
         )
 
     def _stage(
@@ -350,7 +400,7 @@ class Course:
         """One stage, unless it is done: logged, with a progress bar."""
         if not steps or not self.snapshot.enter(f"{round_}/{name}"):
             return
-        before = sum(getattr(self.scaled(r), name).steps for r in range(round_))
+        before = sum(getattr(self.scaled(r), name.split()[0]).steps for r in range(round_))
         with progress_bar(f"train: {name}" + (f", round {round_}" if round_ else ""), steps) as bar:
 
             def on_step(step: int, values: dict[str, float]) -> None:
@@ -380,6 +430,7 @@ class Course:
             readouts=shorter(stages.readouts),
             critic=shorter(critic) if round_ > first else critic,
             temporal=shorter(stages.temporal),
+            levels=shorter(stages.levels),
         )
 
     @torch.no_grad()
@@ -410,7 +461,8 @@ class Course:
                 readouts=self.readouts,
                 critic=self.trained_critic(round_ - 1),
                 recall=self.plan.recall,
-                goal_term=goal_term_of(self.plan.cost, self.temporal),
+                goal_term=None if len(self.levels) else goal_term_of(self.plan.cost, self.temporal),
+                hierarchy=self.hierarchy(),
             )
             planning = torch.Generator().manual_seed(self.plan.seed * 1000 + 500 + round_)
             spec = self.held.spec
@@ -477,6 +529,8 @@ class Course:
         if critic is not None:
             modules["critic"] = critic
             meta["discount"] = self.discount
+        if len(self.levels):
+            modules["levels"] = self.levels
         if self.temporal is not None:
             modules["temporal"] = self.temporal
         save_checkpoint(self.folder.model, modules, meta)

@@ -27,6 +27,7 @@ from forethought.agent import (
     AgentController,
     Controller,
     Cost,
+    Descent,
     Distillation,
     Mode,
     Outcome,
@@ -46,12 +47,15 @@ from forethought.agent.alarm import Gap, Gaps
 from forethought.build import (
     build_agent,
     build_critic,
+    build_levels,
     build_model,
     build_policy,
     build_readouts,
     build_temporal,
     device_of,
     goal_term_of,
+    hierarchy_of,
+    top_of,
 )
 from forethought.course import progress_bar
 from forethought.envs import HELD_OUT_SEED, Dataset, EnvSpec
@@ -130,6 +134,7 @@ def load(
     planner: Planner | None = None,
     cost: Cost | None = None,
     recall: Recall | None = None,
+    descent: Descent | None = None,
     adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
     thinking: Thinking = Thinking(),  # noqa: B008 - frozen
     device: str = "auto",
@@ -142,6 +147,7 @@ def load(
         planner: plan with this instead of with the run's own planner.
         cost: minimise this instead of the run's own cost.
         recall: remember this way instead of the run's own.
+        descent: plan on the levels above in this way instead of the run's own.
         adjust: weights, aims and modulation other than the task's.
         thinking: when mode `auto` plans.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -180,9 +186,13 @@ def load(
         members = arguments["stages"].critic_members
         critic = build_critic(jepa, task, meta["discount"], seed, members)
         modules["critic"] = critic
+    levels = build_levels(jepa, arguments["model"].levels, seed)
+    if len(levels):
+        modules["levels"] = levels
     temporal = None
     if task.goal and arguments["stages"].temporal.steps:
-        temporal = build_temporal(jepa, arguments["cost"].horizon, seed)
+        top = top_of(jepa, levels, arguments["cost"], arguments["descent"])
+        temporal = build_temporal(*top, seed)
         modules["temporal"] = temporal
     load_checkpoint(folder.model, modules)
     _check_cost(meta, task, readouts, jepa, folder)
@@ -201,7 +211,10 @@ def load(
         critic=critic,
         policy=policy,
         recall=recall or arguments["recall"],
-        goal_term=goal_term_of(cost or arguments["cost"], temporal),
+        goal_term=None if len(levels) else goal_term_of(cost or arguments["cost"], temporal),
+        hierarchy=hierarchy_of(
+            levels, descent or arguments["descent"], cost or arguments["cost"], temporal
+        ),
         adjust=adjust,
         thinking=thinking,
     )
@@ -251,7 +264,8 @@ def defaults_from_run(run: Path, verb: str, *, trust: bool = False) -> list[str]
     config = read_yaml(folder.config)
     if not trust:  # parsing them would import them
         refuse_strangers_in_run(config, folder.config)
-    choices = ("planner", "cost", "distillation" if verb == "distill" else "recall")
+    own = ("distillation",) if verb == "distill" else ("recall", "descent")
+    choices = ("planner", "cost", *own)
     kept = {name: config[name] for name in choices if name in config}
     return ["--config", yaml.safe_dump(kept) + "\n"]
 
@@ -264,6 +278,7 @@ def evaluate(
     planner: Planner = Gradient(),  # noqa: B008 - frozen
     cost: Cost = Cost(),  # noqa: B008 - frozen
     recall: Recall = Recall(),  # noqa: B008 - frozen
+    descent: Descent = Descent(),  # noqa: B008 - frozen
     adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
     thinking: Thinking = Thinking(),  # noqa: B008 - frozen
     episodes: int = 100,
@@ -285,6 +300,7 @@ def evaluate(
         planner: Mode-2's planner; by default the run's.
         cost: what is minimised; by default the run's.
         recall: what is remembered, and what for; by default the run's.
+        descent: how levels above the world model plan; by default the run's.
         adjust: weights, aims and modulation other than the task's.
         thinking: when mode `auto` plans.
         episodes: number of held-out episodes.
@@ -308,6 +324,7 @@ def evaluate(
         planner=planner,
         cost=cost,
         recall=recall,
+        descent=descent,
         adjust=adjust,
         thinking=thinking,
         device=device,

@@ -14,6 +14,14 @@ from forethought.worldmodel.checkpoint import (
 )
 from forethought.worldmodel.diagnostics import diagnose, effective_rank, latent_std
 from forethought.worldmodel.fit import NonFiniteLossError, OnStep, fit
+from forethought.worldmodel.hierarchy import (
+    Level,
+    LevelShape,
+    LevelStage,
+    level_data,
+    lifted,
+    train_level,
+)
 from forethought.worldmodel.jepa import JEPA, Actions
 from forethought.worldmodel.latents import LatentData, encode_dataset
 from forethought.worldmodel.memory import Entries, Memory, MemoryConfig
@@ -50,6 +58,9 @@ __all__ = [
     "ImagePerception",
     "JointStage",
     "LatentData",
+    "Level",
+    "LevelShape",
+    "LevelStage",
     "Losses",
     "Memory",
     "MemoryConfig",
@@ -73,11 +84,14 @@ __all__ = [
     "fit",
     "is_normalised",
     "latent_std",
+    "level_data",
+    "lifted",
     "load_checkpoint",
     "mlp",
     "read_meta",
     "save_checkpoint",
     "train_belief",
     "train_joint",
+    "train_level",
     "train_predictor",
 ]

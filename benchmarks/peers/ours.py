@@ -1,4 +1,4 @@
-"""Our own planners as contenders, as a user has them: their defaults, with everybody's budget."""
+"""Our own planners as contenders, with everybody's budget."""
 
 from __future__ import annotations
 
@@ -38,16 +38,29 @@ class Ours:
         return plan
 
 
-def contenders(budget: Budget) -> list[Ours]:
-    """Our planners of all families."""
+def contenders(budget: Budget) -> list[list[Ours]]:
+    """For each planner, the configurations to choose from; the default is first.
+
+    As many of them as the other libraries have of their noise's width. iCEM draws as many
+    candidates in every iteration as the others; by default ours become fewer.
+    """
     sampling = {"candidates": budget.candidates, "iterations": budget.iterations}
-    found = [
-        Ours("CEM", planners.CEM(**sampling, elites=budget.elites)),
-        Ours("MPPI", planners.MPPI(**sampling)),
-        Ours("gradient", planners.Gradient(starts=budget.starts, iterations=budget.descents)),
+    fitting = {**sampling, "elites": budget.elites}
+    descent = {"starts": budget.starts, "iterations": budget.descents}
+    kinds: list[tuple[str, type[planners.Planner], dict[str, Any], dict[str, float]]] = [
+        ("CEM", planners.CEM, fitting, {"initial_std": 1.0}),
+        ("iCEM", planners.ICEM, {**fitting, "decay": 1.0}, {"initial_std": 1.5}),
+        ("MPPI", planners.MPPI, sampling, {"std": 0.6}),
+        ("gradient", planners.Gradient, descent, {"learning_rate": 0.3}),
     ]
-    if hasattr(planners, "ICEM"):
-        # As many candidates in every iteration as the peers have; by default ours become fewer.
-        planner = planners.ICEM(**sampling, elites=budget.elites, decay=1.0)
-        found.append(Ours("iCEM", planner, setting="decay=1.0"))
-    return found
+    return [
+        [
+            Ours(family, make(**options)),
+            Ours(
+                family,
+                make(**options, **other),
+                setting=", ".join(f"{name}={value}" for name, value in other.items()),
+            ),
+        ]
+        for family, make, options, other in kinds
+    ]

@@ -1,0 +1,258 @@
+"""Planning from the top down (LeCun 2022, fig. 16): what an upper level wants is the cost below.
+
+The top level minimises the distance to the goal over macro-actions. Where its first step leads is
+the subgoal of the level below, which plans towards it at its own pace, and so on down to actions.
+Each level's plan solves an ordinary `Problem`, by any planner.
+
+A level above plans again when its last plan is old enough, whatever goes on below. Where the first
+step of its plan already is the closest approach to the goal, the level below heads for the goal
+itself: a subgoal is only as exact as the space that it lies in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from forethought.agent.cost import GoalDistance, GoalTerm
+from forethought.planners import Deadline, Gradient, Planner, Problem, shift
+from forethought.worldmodel.hierarchy import Level, lifted
+
+Condition = Literal["state", "macro"]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How levels above the world model plan, and what they ask of the one below.
+
+    Args:
+        horizon: own steps that each level above looks ahead, from the lowest on; the last one holds
+            for all levels further up.
+        replan: own steps after which a level plans again, at most 1: before its subgoal is due.
+        condition: what the level below minimises: "state", the distance of its re-encoded states
+            from the subgoal (H-JEPA, 2610.06805); "macro", the distance of the macro-action that
+            these states tell from the one planned, C(s, a) of figure 16.
+        reduction: how the distance to the goal is reduced over the steps of a level above.
+        support: weight of a cost for states that are far from all known ones.
+        scale: mean squared distance from the known ones at which that cost is half its weight.
+        planner: of the levels above.
+    """
+
+    horizon: tuple[int, ...] = (8,)
+    replan: float = 0.5
+    condition: Condition = "state"
+    reduction: Literal["sum", "softmin", "last"] = "sum"
+    support: float = 0.0
+    scale: float = 0.1
+    planner: Planner = Gradient()  # noqa: RUF009 - frozen
+
+    def __post_init__(self) -> None:
+        if not self.horizon or min(self.horizon) < 1:
+            raise ValueError(f"descent.horizon is {self.horizon}: choose 1 or more for each level")
+        if not 0 < self.replan <= 1:
+            raise ValueError(f"descent.replan is {self.replan}: choose it in (0, 1]")
+        if self.condition not in get_args(Condition):
+            raise ValueError(
+                f"descent.condition is {self.condition!r}: use one of {get_args(Condition)}"
+            )
+        if self.reduction not in ("sum", "softmin", "last"):
+            raise ValueError(
+                f"descent.reduction is {self.reduction!r}: use one of sum, softmin, last"
+            )
+        if not 0 <= self.support < float("inf"):
+            raise ValueError(f"descent.support is {self.support}: choose 0 or more, finite")
+        if not 0 < self.scale < float("inf"):
+            raise ValueError(f"descent.scale is {self.scale}: choose it above 0, finite")
+
+
+@dataclass(frozen=True, eq=False)
+class Intention:
+    """What one level above wants, for B environments.
+
+    Args:
+        made: decision at which it was planned.
+        state: state that it was planned from, `(B, D)`.
+        plan: macro-actions, `(B, H, M)`.
+        imagined: states that it predicts, `(B, H, D)`; the first one is the subgoal.
+        near: whether the level below shall head for the goal itself, `(B,)` bool.
+    """
+
+    made: int
+    state: Tensor
+    plan: Tensor
+    imagined: Tensor
+    near: Tensor
+
+    def select(self, index: Tensor) -> Intention:
+        """The rows `index`."""
+        parts = ("state", "plan", "imagined", "near")
+        return replace(self, **{name: getattr(self, name)[index] for name in parts})
+
+
+@dataclass(frozen=True, eq=False)
+class Intentions:
+    """What all levels above want, from the lowest on."""
+
+    levels: tuple[Intention, ...]
+
+    def select(self, index: Tensor) -> Intentions:
+        """The rows `index`."""
+        return Intentions(tuple(level.select(index) for level in self.levels))
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Levels above a world model, and how they plan.
+
+    Args:
+        levels: from the lowest on.
+        descent: how they plan.
+        top: how far a state of the top level is from the goal there.
+    """
+
+    levels: tuple[Level, ...]
+    descent: Descent = Descent()
+    top: GoalTerm = GoalDistance()  # noqa: RUF009 - frozen
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("levels is empty: choose one or more, or no hierarchy")
+
+    def direct(
+        self,
+        belief: Tensor,
+        goal: Tensor,
+        before: Intentions | None,
+        *,
+        time: int,
+        generator: torch.Generator,
+        deadline: Deadline | None = None,
+    ) -> Intentions:
+        """Plan on every level above whose plan is old, from the top down.
+
+        Args:
+            belief: states of the world model, `(B, D)`.
+            goal: where to, `(B, D)`.
+            before: what was wanted so far, or None at the start.
+            time: decisions since the start.
+            generator: source of the planners' randomness.
+            deadline: when to stop; the first iteration on each level always runs.
+        """
+        states, goals = lifted(self.levels, belief), lifted(self.levels, goal)
+        wanted: Intention | None = None  # of the level above
+        found: list[Intention] = []
+        for place in reversed(range(len(self.levels))):
+            last = None if before is None else before.levels[place]
+            if last is None or time - last.made >= self._pace(place):
+                problem = self._problem(place, states[place + 1], goals[place + 1], wanted)
+                wanted = self._intend(place, problem, last, wanted, time, generator, deadline)
+            else:
+                wanted = last
+            found.append(wanted)
+        return Intentions(tuple(reversed(found)))
+
+    def towards(self, problem: Problem, wanted: Intentions) -> Problem:
+        """The world model's own problem, whose goal term is what the lowest level above wants."""
+        return _conditioned(problem, self.levels[0], wanted.levels[0], self.descent.condition)
+
+    def _pace(self, place: int) -> int:
+        """Decisions between two plans of a level."""
+        step = 1
+        for level in self.levels[: place + 1]:
+            step *= level.shape.stride
+        return max(1, int(self.descent.replan * step))
+
+    def _problem(
+        self, place: int, state: Tensor, goal: Tensor, wanted: Intention | None
+    ) -> Problem:
+        """The planning problem of a level, in its own states and macro-actions."""
+        level, descent = self.levels[place], self.descent
+        reach = float(level.reach)
+        bound = state.new_full((level.shape.macro_dim,), reach)
+
+        def strange(
+            state: Tensor, action: Tensor, after: Tensor, context: Mapping[str, Tensor], t: Tensor
+        ) -> Tensor:
+            far = level.strange(after)
+            return descent.support * far / (far + descent.scale)
+
+        problem = Problem(
+            state=state,
+            step=lambda s, m, z, context, t: level.model.predict(s, m),
+            rollout=lambda s, m, z, context: level.model.rollout(s, m),
+            goal_cost=self.top if wanted is None else GoalDistance(),
+            stage_cost=strange if descent.support else None,
+            reduction=descent.reduction,
+            horizon=descent.horizon[min(place, len(descent.horizon) - 1)],
+            low=-bound,
+            high=bound,
+            max_norm=reach,
+            context={"goal": goal},
+        )
+        if wanted is None:
+            return problem
+        return _conditioned(problem, self.levels[place + 1], wanted, descent.condition)
+
+    def _intend(
+        self,
+        place: int,
+        problem: Problem,
+        last: Intention | None,
+        above: Intention | None,
+        time: int,
+        generator: torch.Generator,
+        deadline: Deadline | None,
+    ) -> Intention:
+        """Plan on one level; the last plan, as it was and a step further, is among the starts."""
+        proposals = None
+        if last is not None:
+            both = [last.plan, shift(last.plan)]
+            room = self.descent.planner.room
+            proposals = torch.stack(both if room is None else both[:room], 1)
+        plan = self.descent.planner.plan(
+            problem, proposals=proposals, generator=generator, deadline=deadline
+        )
+        assert isinstance(plan.states, Tensor)
+        assert isinstance(problem.state, Tensor)
+        # Closest to the goal: now or after the first step?
+        term = self.top if above is None else GoalDistance()
+        whole = torch.cat((problem.state[:, None], plan.states), 1)[:, None]  # (B, 1, 1 + H, D)
+        goal = {"goal": problem.context["goal"][:, None, None]}
+        times = torch.arange(whole.shape[2], device=whole.device)
+        far = term(whole, plan.actions[:, None], whole, goal, times)[:, 0]
+        near = far.argmin(1) <= 1
+        near = near if above is None else near & above.near
+        return Intention(time, problem.state, plan.actions, plan.states, near)
+
+
+def _conditioned(
+    problem: Problem, level: Level, wanted: Intention, condition: Condition
+) -> Problem:
+    """The problem of the level below `level`, with what that wants as its goal term.
+
+    Rows that are near the goal keep their own goal term.
+    """
+    own: Any = problem.goal_cost
+    context = dict(problem.context)
+    context |= {"subgoal": wanted.imagined[:, 0], "near": wanted.near}
+    context |= {"macro": wanted.plan[:, 0], "from": wanted.state}
+
+    def cost(
+        state: Tensor, action: Tensor, after: Tensor, context: Mapping[str, Tensor], t: Tensor
+    ) -> Tensor:
+        reached = level.encode(after)  # (B, S, H, D)
+        if condition == "state":
+            missed = reached - context["subgoal"]
+        else:
+            missed = level.told(context["from"].expand_as(reached), reached) - context["macro"]
+        far = missed.square().mean(-1)
+        if not bool(wanted.near.any()):
+            return far
+        here: Tensor = own(state, action, after, context, t)
+        return torch.where(context["near"], here, far)
+
+    return replace(problem, goal_cost=cost, context=context)

@@ -1,0 +1,254 @@
+"""H-JEPA on a point in a plane: data of a level, its training, and plans from the top down.
+
+The world is s' = s + a / 4, seen as it is; episodes are random walks in it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from forethought.agent import REACH, Agent, Configurator, Cost, Descent, Hierarchy
+from forethought.planners import CEM, Gradient, evaluate
+from forethought.worldmodel import (
+    JEPA,
+    LatentData,
+    Level,
+    LevelShape,
+    LevelStage,
+    Perception,
+    Predictor,
+    effective_rank,
+    level_data,
+    lifted,
+    train_level,
+)
+from forethought.worldmodel.hierarchy import chains
+
+STEP = 0.25
+SHAPE = LevelShape(stride=4, latent_dim=4, macro_dim=2, hidden=32)
+STAGE = LevelStage(steps=600, batch=64, unroll=3, learning_rate=3e-3, variance=4.0)
+
+
+class Seen(Perception):
+    """The state is the observation."""
+
+    latent_dim = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, observation: Any, context: Any = None) -> Tensor:
+        return observation  # type: ignore[no-any-return]
+
+    def standardise_by(self, statistics: Any) -> None:
+        raise NotImplementedError
+
+
+class Exact(Predictor):
+    """The world itself."""
+
+    action_dim = 2
+
+    def forward(
+        self, state: Tensor, action: Tensor, latent: Any = None, context: Any = None
+    ) -> Tensor:
+        return state + STEP * action
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def walks(lengths: tuple[int, ...] = (24,) * 100, seed: int = 0) -> LatentData:
+    """Random walks whose actions last for a while."""
+    draw = seeded(seed)
+    states, actions, remaining = [], [], []
+    for length in lengths:
+        held = torch.randn((length + 3) // 4, 2, generator=draw).clamp(-1, 1)
+        taken = held.repeat_interleave(4, 0)[:length]
+        start = torch.randn(1, 2, generator=draw)
+        states.append(torch.cat((start, start + STEP * taken.cumsum(0))))
+        actions.append(torch.cat((taken, torch.zeros(1, 2))))
+        remaining.append(torch.arange(length, -1, -1))
+    left = torch.cat(remaining)
+    return LatentData(torch.cat(states), torch.cat(actions), left, torch.zeros_like(left) > 0)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Level:
+    torch.manual_seed(0)
+    level = Level(2, 2, SHAPE)
+    train_level(level, walks(), STAGE, seeded())
+    return level.eval().requires_grad_(False)
+
+
+def test_chains_put_what_is_a_step_apart_next_to_each_other() -> None:
+    data = walks((7, 3, 0, 5))
+    order = chains(data, 3)
+    assert order.sort().values.tolist() == list(range(len(data.states)))
+    assert order[:8].tolist() == [0, 3, 6, 1, 4, 7, 2, 5]
+    assert order[8:12].tolist() == [8, 11, 9, 10]
+    left = data.remaining[order]
+    for here, there in zip(range(len(order) - 1), range(1, len(order)), strict=True):
+        if left[here] >= 3:
+            assert order[there] == order[here] + 3
+
+
+def test_data_of_a_level_are_states_and_codes_of_the_level_below() -> None:
+    torch.manual_seed(1)
+    level, data = Level(2, 2, SHAPE), walks((9, 4, 3))
+    terminal = torch.zeros(len(data.states), dtype=torch.bool)
+    terminal[8], terminal[13] = True, True  # both of the long episodes end by termination
+    own = level_data(level, replace(data, terminal=terminal))
+    starts = own.starts(2)
+    assert len(starts) == 2  # from the first and from the second moment of the first episode
+    states, macros = own.windows(starts[:1], 2)
+    torch.testing.assert_close(states[0], level.encode(data.states[[0, 4, 8]]))
+    expected = level.macro(data.actions[:8].reshape(2, 4, 2))
+    torch.testing.assert_close(macros[0], expected)
+    assert (own.actions[own.remaining == 0] == 0).all()
+    # The chunks that end with the episode: 5 to 9 of the first one, all of the second.
+    order = chains(data, 4)
+    assert order[own.terminal].tolist() == [5, 10]
+
+
+def test_a_level_learns_what_its_chunks_do(trained: Level) -> None:
+    fresh = level_data(trained, walks(seed=1))
+    states, macros = fresh.windows(fresh.starts(3), 3)
+    predicted = trained.model.rollout(states[:, 0], macros)
+    error = (predicted - states[:, 1:]).square().mean()
+    still = (states[:, :1] - states[:, 1:]).square().mean()
+    assert error < 0.05 * still
+    # Two numbers make all the difference, and neither space has collapsed onto fewer.
+    assert states.flatten(0, 1).std(0).mean() > 0.7
+    assert effective_rank(fresh.states) > 1.8
+    assert macros.flatten(0, 1).std(0).min() > 0.6
+    told = trained.told(states[:, 0], states[:, 1])
+    assert (told - macros[:, 0]).square().mean() < 0.1
+    norms = fresh.actions[fresh.remaining > 0].norm(dim=-1)
+    assert 0.9 < (norms <= trained.reach).float().mean() < 0.99
+    assert trained.strange(fresh.states).median() < 0.1
+    assert trained.strange(fresh.states + 100).min() > 10
+
+
+def test_a_level_can_stand_on_a_level(trained: Level) -> None:
+    torch.manual_seed(2)
+    upper = Level(SHAPE.latent_dim, SHAPE.macro_dim, replace(SHAPE, stride=2))
+    train_level(upper, level_data(trained, walks()), replace(STAGE, steps=300, unroll=9), seeded())
+    data = level_data(upper, level_data(trained, walks(seed=1)))
+    states, macros = data.windows(data.starts(2), 2)
+    predicted = upper.model.rollout(states[:, 0], macros)
+    assert (predicted - states[:, 1:]).square().mean() < 0.2 * states.var()
+    assert [x.shape[-1] for x in lifted((trained, upper), torch.zeros(3, 2))] == [2, 4, 4]
+
+
+def test_discrete_actions_are_coded_one_hot() -> None:
+    level = Level(2, 3, SHAPE, discrete=True)
+    index = torch.tensor([[0, 2, 1, 1]])
+    soft = torch.nn.functional.one_hot(index, 3).float()
+    torch.testing.assert_close(level.macro(index), level.macro(soft))
+
+
+def agent_of(trained: Level, **how: Any) -> Agent:
+    """Looks 4 steps ahead by itself, and 6 x 4 from above."""
+    planner = Gradient(starts=8, iterations=10)
+    descent = Descent(horizon=(6,), planner=CEM(candidates=64, iterations=5), **how)
+    cost = Cost(horizon=4, discount=1.0)
+    configurator = Configurator(cost, REACH, 0.1)
+    model = JEPA(Seen(), Exact()).requires_grad_(False)
+    return Agent(model, configurator, planner, hierarchy=Hierarchy((trained,), descent))
+
+
+@pytest.mark.parametrize("condition", ["state", "macro"])
+def test_subgoals_lead_to_the_goal(trained: Level, condition: str) -> None:
+    agent = agent_of(trained, condition=condition)
+    start = torch.tensor([[-2.0, 0.0], [0.0, 1.5], [0.5, 0.5]])
+    goal = torch.tensor([[1.5, 1.0], [0.0, -1.5], [0.6, 0.5]])
+    carried = agent.start(3, goal=goal.numpy(), generator=seeded())
+    position = start.clone()
+    for step in range(24):
+        action, carried = agent.act(carried, position.numpy())
+        assert carried.wanted is not None
+        if step == 0:
+            wanted = carried.wanted.levels[0]
+            assert wanted.near.tolist() == [False, False, True]
+            # The subgoal is further on the way than the start, and within reach of one own step.
+            subgoal, there = wanted.imagined[:, 0], trained.encode(goal)
+            here = trained.encode(start)
+            assert ((subgoal - there).norm(dim=1) < (here - there).norm(dim=1))[:2].all()
+        position = position + STEP * torch.as_tensor(action)
+    assert (position - goal).norm(dim=1).max() < 0.25
+
+
+def test_levels_plan_at_their_own_rate(trained: Level) -> None:
+    agent = agent_of(trained, replan=0.5)
+    carried = agent.start(2, goal=torch.full((2, 2), 3.0).numpy(), generator=seeded())
+    made = []
+    for _ in range(5):
+        _, carried = agent.act(carried, torch.zeros(2, 2).numpy())
+        assert carried.wanted is not None
+        made.append(carried.wanted.levels[0].made)
+    assert made == [0, 0, 2, 2, 4]
+    half = carried.select(torch.tensor([1]))
+    assert half.wanted is not None
+    assert half.wanted.levels[0].plan.shape == (1, 6, 2)
+    fresh = agent.start(2, goal=torch.zeros(2, 2).numpy(), generator=seeded())
+    assert carried.begin(fresh, torch.tensor([True, False])).wanted is None
+
+
+def test_what_is_wanted_is_an_ordinary_goal_term(trained: Level) -> None:
+    """The energy of the level below is the distance from the subgoal, in the space above."""
+    agent = agent_of(trained)
+    state, goal = torch.zeros(1, 2), torch.full((1, 2), 2.0)
+    carried = agent.start(1, goal=goal.numpy(), generator=seeded())
+    _, carried = agent.act(carried, state.numpy())
+    assert carried.wanted is not None
+    assert agent.hierarchy is not None
+    problem = agent.hierarchy.towards(agent.problem(carried.setting, state), carried.wanted)
+    actions = torch.rand(1, 3, 4, 2, generator=seeded()) - 0.5
+    energy, states = evaluate(problem, actions)
+    assert isinstance(states, Tensor)
+    missed = trained.encode(states) - carried.wanted.levels[0].imagined[:, None, :1]
+    torch.testing.assert_close(energy, missed.square().mean(-1).sum(-1))
+    leaf = actions.double().requires_grad_()
+    assert torch.autograd.grad(evaluate(problem, leaf.float())[0].sum(), leaf)[0].abs().min() > 0
+
+
+def test_strange_subgoals_cost(trained: Level) -> None:
+    """Far outside of the data the way there is refused by the support term."""
+    goal = torch.full((1, 2), 40.0)
+    far = []
+    for support in (0.0, 1e4):
+        hierarchy = agent_of(trained, support=support).hierarchy
+        assert hierarchy is not None
+        wanted = hierarchy.direct(torch.zeros(1, 2), goal, None, time=0, generator=seeded())
+        far.append(float(trained.strange(wanted.levels[0].imagined).max()))
+    assert far[1] < 0.5 * far[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: LevelShape(stride=1), "stride is 1: choose 2 or more"),
+        (lambda: LevelStage(batch=1), r"stages.levels.batch is 1: choose 2 or more"),
+        (lambda: Descent(horizon=()), r"descent.horizon is \(\): choose 1 or more for each level"),
+        (lambda: Descent(replan=1.5), r"descent.replan is 1.5: choose it in \(0, 1\]"),
+        (lambda: Descent(condition="way"), "descent.condition is 'way': use one of"),  # type: ignore[arg-type]
+        (lambda: Descent(support=math.inf), "descent.support is inf: choose 0 or more, finite"),
+        (lambda: Hierarchy(()), "levels is empty"),
+        (
+            lambda: train_level(Level(2, 2, SHAPE), walks((3, 3)), STAGE, seeded()),
+            "one step of a level is 4 of the level below, but the longest episode has 3",
+        ),
+    ],
+)
+def test_wrong_arguments_say_what_to_choose(make: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()

@@ -1,0 +1,321 @@
+"""H-JEPA: several levels of representation, each a JEPA over the one below (LeCun 2022, fig. 15).
+
+Level 1 is the world model itself. A level above re-encodes every k-th state of the level below into
+a space of its own and predicts one of its own steps, which is k of theirs. Its action is a
+macro-action: a learned code of the k actions in between.
+
+    level 2    S_0 --------- m_0 --------> S_1 --------- m_1 --------> S_2
+                ^             ^             ^             ^             ^     S = Enc(s)
+    level 1    s_0 a_0 s_1 .. a_{k-1} ---> s_k a_k ..                  s_2k   m = Code(a_0..a_{k-1})
+
+A level's states and macro-actions, cached, are `LatentData` like those of the world model: whatever
+is trained on those (predictor, readouts, TC(s, g), another level) is trained on these by the same
+code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from forethought.worldmodel import losses
+from forethought.worldmodel.fit import OnStep, fit
+from forethought.worldmodel.jepa import JEPA, Actions
+from forethought.worldmodel.latents import LatentData
+from forethought.worldmodel.objective import Losses, Objective
+from forethought.worldmodel.perception import Context, Perception, mlp
+from forethought.worldmodel.predictors import ResidualMLP
+from forethought.worldmodel.snapshot import Snapshot
+
+REACH = 0.95  # share of the data's macro-actions that lie within a level's `reach`
+BATCH = 65536  # states that are re-encoded at once
+KNOWN = 512  # states of the data that a level keeps, to stay near
+
+
+@dataclass(frozen=True)
+class LevelShape:
+    """Sizes of one level above the world model.
+
+    Args:
+        stride: k, the steps of the level below that are one of its own.
+        latent_dim: size D of its states.
+        macro_dim: size M of its macro-actions.
+        hidden: width of the hidden layers of its networks.
+    """
+
+    stride: int = 8
+    latent_dim: int = 16
+    macro_dim: int = 4
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("stride", 2), ("latent_dim", 1), ("macro_dim", 1), ("hidden", 1)):
+            if getattr(self, name) < smallest:
+                raise ValueError(
+                    f"model.levels: {name} is {getattr(self, name)}: choose {smallest} or more"
+                )
+
+
+@dataclass(frozen=True)
+class LevelStage:
+    """Training of each level above, on windows of the level below; 0 steps leaves them out.
+
+    Args:
+        steps: number of updates of re-encoder, macro-actions and predictor together.
+        batch: windows per update.
+        unroll: predicted steps of its own per window; less where no episode is long enough.
+        learning_rate: peak learning rate of Adam; decays to zero along a cosine.
+        prediction: weight of the multi-step prediction error.
+        variance: weight of VICReg's variance term, on states and on macro-actions.
+        covariance: weight of VICReg's covariance term, on states and on macro-actions.
+        temporal_similarity: weight of the squared change of the state per own step.
+        inverse_dynamics: weight of the error of the macro-action read from consecutive states.
+    """
+
+    steps: int = 3000
+    batch: int = 128
+    unroll: int = 4
+    learning_rate: float = 1e-3
+    prediction: float = 1.0
+    variance: float = 4.0
+    covariance: float = 0.1
+    temporal_similarity: float = 1.0
+    inverse_dynamics: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("steps", 0), ("batch", 2), ("unroll", 1)):
+            if getattr(self, name) < smallest:
+                raise ValueError(
+                    f"stages.levels.{name} is {getattr(self, name)}: choose {smallest} or more"
+                )
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"stages.levels.learning_rate is {self.learning_rate}: choose it above 0, finite"
+            )
+
+    @property
+    def losses(self) -> Losses:
+        """The weights of the terms that the joint stage of the world model has too."""
+        return Losses(
+            prediction=self.prediction,
+            variance=self.variance,
+            covariance=self.covariance,
+            temporal_similarity=self.temporal_similarity,
+            inverse_dynamics=self.inverse_dynamics,
+        )
+
+
+class Reencoder(Perception):
+    """S = Enc(s): a multi-layer perceptron with ReLU over states of the level below.
+
+    Args:
+        below_dim: size of the states of the level below.
+        latent_dim: size D of its own.
+        hidden: width of the two hidden layers.
+    """
+
+    def __init__(self, below_dim: int, latent_dim: int, *, hidden: int = 128) -> None:
+        super().__init__()
+        self.below_dim, self.latent_dim = below_dim, latent_dim
+        self.layers = mlp(below_dim, [hidden, hidden], latent_dim)
+
+    def forward(self, observation: Tensor, context: Context | None = None) -> Tensor:
+        """Re-encode states `(..., D_below)`; `context` is not read."""
+        encoded: Tensor = self.layers(observation)
+        return encoded
+
+    def standardise_by(self, statistics: object) -> None:
+        """Nothing: states of a level are near unit variance already."""
+
+
+class Level(nn.Module):
+    """One level above the world model.
+
+    Args:
+        below_dim: size of the states of the level below.
+        action_dim: size A of its actions, or number n of discrete ones.
+        shape: sizes of this level.
+        discrete: whether the actions below are indices.
+
+    Attributes:
+        model: the level as a world model of its own: observations are states of the level below,
+            actions are macro-actions `(..., M)`.
+        reach: norm of macro-actions within which `REACH` of the data's lie; `()`. Beyond it the
+            predictor was never shown anything.
+        known: states of the data, `(K, D)`, drawn once the level is trained; not-a-number before.
+    """
+
+    reach: Tensor
+    known: Tensor
+
+    def __init__(
+        self, below_dim: int, action_dim: int, shape: LevelShape, *, discrete: bool = False
+    ) -> None:
+        super().__init__()
+        self.shape, self.action_dim, self.discrete = shape, action_dim, discrete
+        hidden = shape.hidden
+        self.model = JEPA(
+            Reencoder(below_dim, shape.latent_dim, hidden=hidden),
+            ResidualMLP(shape.latent_dim, shape.macro_dim, hidden=hidden),
+            Actions(shape.macro_dim),
+        )
+        self.code = mlp(shape.stride * action_dim, [hidden], shape.macro_dim)
+        self.inverse = mlp(2 * shape.latent_dim, [hidden], shape.macro_dim)
+        self.register_buffer("reach", torch.tensor(float(shape.macro_dim) ** 0.5))
+        self.register_buffer("known", torch.full((KNOWN, shape.latent_dim), math.nan))
+
+    def encode(self, below: Tensor) -> Tensor:
+        """States `(..., D)` of states `(..., D_below)`."""
+        return self.model.encode(below)
+
+    def macro(self, actions: Tensor) -> Tensor:
+        """Macro-actions `(..., M)` of chunks `(..., k, A)`, or int64 `(..., k)`."""
+        if self.discrete and not actions.is_floating_point():
+            actions = nn.functional.one_hot(actions, self.action_dim).float()
+        coded: Tensor = self.code(actions.flatten(-2))
+        return coded
+
+    def strange(self, state: Tensor) -> Tensor:
+        """Mean squared distance `(...)` of states `(..., D)` from the nearest known one."""
+        flat = state.reshape(-1, state.shape[-1])
+        near = torch.cdist(flat, self.known).amin(1)
+        return (near.square() / state.shape[-1]).reshape(state.shape[:-1])
+
+    def told(self, before: Tensor, after: Tensor) -> Tensor:
+        """The macro-action `(..., M)` that leads from one state `(..., D)` to another one."""
+        read: Tensor = self.inverse(torch.cat((before, after), -1))
+        return read
+
+
+def train_level(
+    level: Level,
+    data: LatentData,
+    stage: LevelStage,
+    generator: torch.Generator,
+    on_step: OnStep | None = None,
+    snapshot: Snapshot | None = None,
+) -> None:
+    """Train one level on the cached level below, which stays as it is.
+
+    The terms are those of the world model's joint stage: the prediction error of an unroll, VICReg
+    against collapse, and the action read from consecutive states. VICReg is asked of macro-actions
+    too, whose gradient comes from everything: what of the k actions makes no difference to the
+    states is not worth a code.
+
+    Args:
+        level: what is trained, in place.
+        data: cached latents of the level below.
+        stage: lengths, rates and weights.
+        generator: source of the windows; on the CPU.
+        on_step: see `fit`.
+        snapshot: see `fit`.
+
+    Raises:
+        ValueError: no episode is as long as one step of the level.
+    """
+    stride = level.shape.stride
+    longest = int(data.remaining.max()) // stride
+    if longest < 1:
+        raise ValueError(
+            f"model.levels: one step of a level is {stride} of the level below, but the longest "
+            f"episode has {int(data.remaining.max())}: choose a shorter stride"
+        )
+    length = min(stage.unroll, longest)
+    starts = data.starts(length * stride)
+    span = torch.arange(length * stride + 1, device=data.states.device)
+    weights = stage.losses
+    objective = Objective(weights, level.shape.latent_dim, level.model.actions, generator)
+    objective.inverse_dynamics = level.inverse  # planning reads it too
+
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
+        index = data.draw(starts, stage.batch, generator)[:, None] + span
+        chunks = data.actions[index[:, :-1]].reshape(
+            stage.batch, length, stride, *data.actions.shape[1:]
+        )
+        macros = level.macro(chunks)  # (B, T, M)
+        encoded = level.encode(data.states[index[:, ::stride]])  # (B, T+1, D)
+        predicted = level.model.rollout(encoded[:, 0], macros)
+        total, terms = objective(encoded, predicted, macros)
+        spread = losses.variance(macros, flatten=True)
+        mixed = losses.covariance(macros, flatten=True)
+        total = total + weights.variance * spread + weights.covariance * mixed
+        return total, terms | {"macro_variance": spread, "macro_covariance": mixed}
+
+    fit(
+        level.parameters(),
+        loss,
+        steps=stage.steps,
+        learning_rate=stage.learning_rate,
+        on_step=on_step,
+        snapshot=snapshot,
+    )
+    if stage.steps:
+        own = level_data(level, data)
+        norms = own.actions[own.remaining > 0].norm(dim=-1)
+        # Enough for a quantile, and no more than torch sorts.
+        drawn = torch.randint(len(norms), (min(len(norms), 2**20),), generator=generator)
+        level.reach.copy_(norms[drawn.to(norms.device)].quantile(REACH))
+        drawn = torch.randint(len(own.states), (KNOWN,), generator=generator)
+        level.known.copy_(own.states[drawn.to(own.states.device)])
+
+
+def chains(data: LatentData, stride: int) -> Tensor:
+    """Indices `(N,)` that put every k-th moment of an episode next to each other.
+
+    Of each episode first the moments 0, k, 2k, ..., then 1, k + 1, and so on: what is one step of
+    the level apart is one index apart.
+    """
+    ends = data.remaining == 0
+    episode = ends.cumsum(0) - ends.long()
+    number = torch.arange(len(ends), device=ends.device)
+    first = torch.full((int(episode.max()) + 1,), len(ends), device=ends.device)
+    first = first.scatter_reduce(0, episode, number, "amin")
+    moment = number - first[episode]
+    longest = int(moment.max()) + 1
+    # Sorted by episode, then phase, then time.
+    return ((episode * stride + moment % stride) * longest + moment).argsort()
+
+
+@torch.no_grad()
+def level_data(level: Level, data: LatentData) -> LatentData:
+    """The level's own states and macro-actions, for all moments of the level below.
+
+    Args:
+        level: the level.
+        data: cached latents of the level below.
+
+    Returns:
+        Data of the same length, in the order of `chains`; an index is a moment of the level below,
+        the next one is k moments later.
+    """
+    stride = level.shape.stride
+    order = chains(data, stride)
+    steps = torch.arange(stride, device=order.device)
+    last = len(data.states) - 1
+    chunks = (
+        data.actions[(part[:, None] + steps).clamp(max=last)] for part in torch.split(order, BATCH)
+    )
+    remaining = data.remaining[order] // stride
+    macros = torch.cat([level.macro(chunk) for chunk in chunks])
+    macros = torch.where(remaining[:, None] > 0, macros, 0.0)
+    states = torch.cat([level.encode(part) for part in torch.split(data.states, BATCH)])
+    ending = data.terminal[(order + stride - 1).clamp(max=last)]
+    return LatentData(
+        states[order],
+        macros,
+        remaining,
+        ending & (remaining == 1) & (data.remaining[order] == stride),
+        None if data.codes is None else data.codes[order],
+    )
+
+
+def lifted(levels: Sequence[Level], state: Tensor) -> list[Tensor]:
+    """A state `(..., D)` of the world model on every level, from the lowest on."""
+    states = [state]
+    for level in levels:
+        states.append(level.encode(states[-1]))
+    return states
