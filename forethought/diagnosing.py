@@ -18,11 +18,20 @@ from forethought.agent import (
     recorded_gaps,
     violation_rate,
 )
-from forethought.build import build_agent
+from forethought.build import build_agent, build_readouts
 from forethought.course import Course, environment_steps, quantities_of
 from forethought.envs import HELD_OUT_SEED, EnvSpec
 from forethought.run_folder import Metrics
-from forethought.worldmodel import JEPA, LatentData, Readouts, diagnose
+from forethought.worldmodel import (
+    JEPA,
+    LatentData,
+    Level,
+    Readouts,
+    chains,
+    diagnose,
+    examine,
+    level_data,
+)
 from forethought.worldmodel.latents import CODE, code_size
 
 logger = logging.getLogger(__name__)
@@ -61,6 +70,7 @@ def finish(course: Course, latents: LatentData, metrics: Metrics, seconds: float
     report |= wall_violations(jepa, readouts, held.spec.id, latents, quantities)
     report |= agreement(agent, held.spec, course.plan.seed)
     report |= _recorded_gaps(course, latents, quantities, generator)
+    report |= _levels(course, latents, quantities, generator)
     steps = sum(course.scaled(r).joint.steps for r in range(course.plan.rounds + 1))
     metrics.log("diagnostics", steps, report)
     folder.write_json("diagnostics.json", report)
@@ -75,6 +85,45 @@ def finish(course: Course, latents: LatentData, metrics: Metrics, seconds: float
     except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         logger.warning("the curves cannot be drawn: %s", error)  # the run is whole without them
     folder.snapshot.unlink(missing_ok=True)
+
+
+def _levels(
+    course: Course,
+    latents: LatentData,
+    quantities: dict[str, Tensor],
+    generator: torch.Generator,
+    *,
+    ahead: int = 6,
+) -> dict[str, float]:
+    """The diagnostics of each level above, as `level2_...` and so on.
+
+    Probes, which tell what a level still knows, are trained for this alone. `levelN_horizon` is
+    how far its open-loop errors look ahead, in decisions.
+    """
+    found: dict[str, float] = {}
+    stage, span = course.plan.stages.readouts, 1
+    for number, level in enumerate(course.levels, 2):
+        assert isinstance(level, Level)
+        order = chains(latents, level.shape.stride)
+        quantities = {name: values[order] for name, values in quantities.items()}
+        latents = level_data(level, latents)
+        probes = build_readouts(level.model, course.readouts.sizes, course.plan.seed)
+        probes.standardise_by(quantities, anew=True)
+        unroll = min(ahead, int(latents.remaining.max()))
+        probes.fit(
+            level.model,
+            latents,
+            quantities,
+            generator,
+            steps=stage.steps,
+            batch=stage.batch,
+            unroll=unroll,
+        )
+        span *= level.shape.stride
+        report = examine(level.model, latents, probes, quantities, unroll, generator)
+        report["horizon"] = float(unroll * span)
+        found |= {f"level{number}_{name}": value for name, value in report.items()}
+    return found
 
 
 def _calibration(

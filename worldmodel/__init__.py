@@ -12,12 +12,13 @@ from forethought.worldmodel.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from forethought.worldmodel.diagnostics import diagnose, effective_rank, latent_std
+from forethought.worldmodel.diagnostics import diagnose, effective_rank, examine, latent_std
 from forethought.worldmodel.fit import NonFiniteLossError, OnStep, fit
 from forethought.worldmodel.hierarchy import (
     Level,
     LevelShape,
     LevelStage,
+    chains,
     level_data,
     lifted,
     train_level,
@@ -77,10 +78,12 @@ __all__ = [
     "Standardise",
     "VectorPerception",
     "action_error",
+    "chains",
     "diagnose",
     "effective_rank",
     "encode_dataset",
     "encoded_blank",
+    "examine",
     "fit",
     "is_normalised",
     "latent_std",

@@ -128,12 +128,24 @@ def diagnose(
     generator: torch.Generator,
 ) -> dict[str, float]:
     """All of the above in one flat report; logs a warning for each alarm."""
-    report = {
+    report = examine(model, data, readouts, quantities, horizon, generator)
+    for sentence in warnings(report):
+        logger.warning(sentence)
+    return report
+
+
+def examine(
+    model: JEPA,
+    data: LatentData,
+    readouts: Readouts,
+    quantities: Mapping[str, Tensor],
+    horizon: int,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """The report of `diagnose`, without a word."""
+    return {
         "latent_std": latent_std(data.states),
         "effective_rank": effective_rank(data.states[:: 1 + len(data.states) // 8192]),
         **open_loop(model, data, horizon, generator, readouts=readouts),
         **probe_scores(readouts, data.states, quantities),
     }
-    for sentence in warnings(report):
-        logger.warning(sentence)
-    return report
