@@ -204,7 +204,11 @@ class ArmTask(Task):
 
 
 class RunTask(Task):
-    """A trained run: the agent in Mode-2, replanning at each step."""
+    """A trained run: the agent in Mode-2, replanning at each step.
+
+    Without its policy and its memory, so that the time goes to the planner: the rest of the last
+    plan is all that it begins with.
+    """
 
     def __init__(self, run: str) -> None:
         self.trained: Trained = load(run, device="cpu")
@@ -221,9 +225,8 @@ class RunTask(Task):
         agent = self.trained.in_mode(2)
         cost = replace(agent.configurator.cost, replan_every=1)
         configurator = replace(agent.configurator, cost=cost)
-        return AgentController(
-            replace(agent, planner=planner, configurator=configurator), generator
-        )
+        bare = replace(agent, planner=planner, configurator=configurator, policy=None, recall=None)
+        return AgentController(bare, generator)
 
 
 def task_of(text: str) -> tuple[str, Task]:
@@ -457,16 +460,22 @@ class Bench:
         key = {"task": name, "planner": kind, "size": size}
         if self.ledger.find(kind="calibration", **key):
             return
-        pace = Pace(0.02)
-        seconds, calls, planning, decisions = 0.0, 0, 0.0, 0
-        for turn in range(2):  # the first one warms up
+        turns = []
+        for turn in range(3):
             pace = Pace(0.02)
             outcome = self.play(task, planner, pace, [DEVELOPMENT + turn], 0)[0]
             seconds, decisions = sum(outcome.decision_seconds), outcome.decisions
-            calls, planning = pace.calls, pace.planning
-        row = {"kind": "calibration", **key, "decisions": decisions, "calls": calls}
-        row |= {"call_ms": 1000 * planning / calls}
-        self.ledger.add(row | {"around_ms": 1000 * (seconds - planning) / decisions} | around())
+            turns.append(
+                {
+                    "decisions": decisions,
+                    "calls": pace.calls,
+                    "call_ms": 1000 * pace.planning / pace.calls,
+                    "around_ms": 1000 * (seconds - pace.planning) / decisions,
+                }
+            )
+        # The fastest one: the first warms up, and others have to do with the machine.
+        best = min(turns, key=lambda row: row["call_ms"])
+        self.ledger.add({"kind": "calibration", **key, **best} | around())
 
     def calibrate_all(self, name: str, task: Task, kind: str) -> None:
         """Prices of all sizes of a planner, if it takes such problems at all."""
