@@ -31,6 +31,7 @@ from forethought.envs.linear import (
 from forethought.envs.make import make, options_of, register, spec_of
 from forethought.envs.maze import MAZES, Maze, MazeVectorEnv, draw_maze
 from forethought.envs.pictures import RenderingError
+from forethought.envs.point_maze import PointMaze, PointMazeVectorEnv
 from forethought.envs.policies import Greedy, Policy, Random, Scripted, Smooth
 from forethought.envs.resumable import collect_to, unfinished_episodes
 from forethought.envs.simulator import Simulator, SimulatorVectorEnv
@@ -76,6 +77,8 @@ __all__ = [
     "MaskedResetVectorEnv",
     "Maze",
     "MazeVectorEnv",
+    "PointMaze",
+    "PointMazeVectorEnv",
     "Policy",
     "Random",
     "RenderingError",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import gymnasium
@@ -32,7 +33,12 @@ class GymnasiumSimulator(Simulator):
     Observation: its own, with pictures channel-first, other numbers float32, `Discrete` as float32
     one-hot vectors, and nested dictionaries flat (`outer.inner`). Quantities: those in its infos
     where it has any (`info["quantities"]`), else vectors among its observations of at most 64
-    entries. Success: `success` or `is_success` in its infos.
+    entries. Success: `success` or `is_success` in its infos. Goal: `goal` in the infos of a reset,
+    an observation, as OGBench gives it.
+
+    The seed of an episode also decides what the environment draws from its action space and from
+    NumPy's global generator, as OGBench does (an environment that draws from it in its steps, but
+    never in a reset, is not noticed).
 
     Args:
         id: In Gymnasium's registry.
@@ -73,13 +79,20 @@ class GymnasiumSimulator(Simulator):
         self.episode_limit = view.episode_limit or own_limit
         self._observation: Observation = np.zeros(0)
         self._info: Mapping[str, Any] = {}
+        self._draws = _GlobalDraws()
         self._prepare_mujoco()
 
     def begin(self, seed: int | None) -> None:
         """See `Simulator`."""
-        observation, self._info = self.env.reset(seed=seed)
+        if seed is not None:
+            self.env.action_space.seed(seed)
+            self._draws.seed(seed)
+        with self._draws.swapped():
+            observation, self._info = self.env.reset(seed=seed)
         self._observation = self._read(observation)
         self.success = self._verdict()
+        if self.success is None and "goal" in self._info:
+            self.success = False  # said from the first step on, where there is a goal
 
     def advance(self, action: Array) -> Outcome:
         """See `Simulator`."""
@@ -87,7 +100,8 @@ class GymnasiumSimulator(Simulator):
             taken: Any = int(action) + self._offset
         else:
             taken = action.astype(self.action_space.dtype)
-        observation, reward, terminated, truncated, self._info = self.env.step(taken)
+        with self._draws.swapped() if self._draws.used else nullcontext():
+            observation, reward, terminated, truncated, self._info = self.env.step(taken)
         self._observation = self._read(observation)
         self.success = self._verdict()
         return float(reward), bool(terminated), bool(truncated)
@@ -159,6 +173,39 @@ class GymnasiumSimulator(Simulator):
             if view.lean:
                 model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
                 model.vis.global_.offwidth = model.vis.global_.offheight = view.picture_size
+
+
+class _GlobalDraws:
+    """NumPy's global generator as one environment sees it: with a state of its own.
+
+    Attributes:
+        used: Whether anything was drawn so far.
+    """
+
+    def __init__(self) -> None:
+        self.used = False
+        self._own: Any = None
+
+    def seed(self, seed: int) -> None:
+        """Begin anew."""
+        generator = np.random.MT19937(np.random.SeedSequence(seed))
+        self._own = np.random.RandomState(generator).get_state(legacy=False)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the own state in place meanwhile; nothing happens before `seed` was called."""
+        if self._own is None:
+            yield
+            return
+        own, others = self._own, np.random.get_state(legacy=False)
+        np.random.set_state(own)
+        try:
+            yield
+        finally:
+            self._own = np.random.get_state(legacy=False)
+            np.random.set_state(others)
+            drawn = not np.array_equal(self._own["state"]["key"], own["state"]["key"])
+            self.used |= drawn or self._own["state"]["pos"] != own["state"]["pos"]
 
 
 def _reading(space: Space[Any]) -> tuple[Space[Any], Callable[[Any], Observation]]:

@@ -26,6 +26,7 @@ from forethought.envs.arm import ArmVectorEnv
 from forethought.envs.gymnasium_adapter import GymnasiumSimulator
 from forethought.envs.linear import DoubleIntegratorVectorEnv
 from forethought.envs.maze import MazeVectorEnv
+from forethought.envs.point_maze import PointMazeVectorEnv
 from forethought.envs.simulator import Simulator, SimulatorVectorEnv
 from forethought.envs.spec import EnvSpec
 from forethought.envs.two_rooms import TwoRoomsVectorEnv, two_rooms_65_vector
@@ -50,6 +51,11 @@ _OURS: dict[str, tuple[Callable[..., VectorEnv[Any, Any, Any]], str, str]] = {
         MazeVectorEnv,
         "forethought.envs.maze:MazeVectorEnv",
         "forethought.envs.maze:Maze",
+    ),
+    "forethought/PointMaze-v0": (
+        PointMazeVectorEnv,
+        "forethought.envs.point_maze:PointMazeVectorEnv",
+        "forethought.envs.point_maze:PointMaze",
     ),
     "forethought/Arm-v0": (
         ArmVectorEnv,

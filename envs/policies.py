@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -211,7 +211,7 @@ class Greedy(Policy):
         elif "maze" in info:
             actions = maze.greedy(info["maze"], info["quantities"])
         else:
-            actions = greedy(_geometry(observations, self.name), info["quantities"])
+            actions = greedy(_geometry(observations, info, self.name), info["quantities"])
         return _with_noise(actions, self.noise, generator)
 
 
@@ -241,7 +241,7 @@ class Scripted(Policy):
         elif "maze" in info:
             actions = maze.scripted(info["maze"], info["quantities"])
         else:
-            actions = scripted(_geometry(observations, self.name), info["quantities"])
+            actions = scripted(_geometry(observations, info, self.name), info["quantities"])
         return _with_noise(actions, self.noise, generator)
 
 
@@ -272,12 +272,14 @@ def _with_noise(actions: Array, noise: float, generator: Generator) -> Array:
     return np.clip(noisy, -1.0, 1.0).astype(np.float32)
 
 
-def _geometry(observations: Any, policy: str) -> Geometry:
-    """The Two-Rooms geometry with pictures of this size."""
+def _geometry(observations: Any, info: Mapping[str, Any], policy: str) -> Geometry:
+    """The Two-Rooms geometry with pictures of this size, and with the step that `info` tells."""
     shape = getattr(observations, "shape", ())[1:]
     for geometry in (ROOMS_32, ROOMS_65):
         if shape == (2, geometry.size, geometry.size):
-            return geometry
+            told = info.get("two_rooms")
+            step = geometry.max_step if told is None else float(told["max_step"][0])
+            return replace(geometry, max_step=step)
     raise ValueError(
         f"policy {policy} got observations of shape {shape}: "
         "it knows mazes, the arm, and the pictures of Two-Rooms only"

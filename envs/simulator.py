@@ -129,6 +129,7 @@ class SimulatorVectorEnv(MaskedResetVectorEnv):
     def _start(self, row: int, seed: int | None) -> None:
         simulator = self.simulators[row]
         simulator.begin(seed)
+        self._judges |= simulator.success is not None
         self._look(row)
         goal = simulator.goal()
         if goal is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +69,14 @@ def finish(course: Course, latents: LatentData, metrics: Metrics, seconds: float
     )
     horizon = min(24, int(latents.remaining.max()))
     report = diagnose(jepa, latents, readouts, quantities, horizon, generator)
-    report |= wall_violations(jepa, readouts, held.spec.id, latents, quantities)
+    report |= wall_violations(
+        jepa,
+        readouts,
+        held.spec.id,
+        latents,
+        quantities,
+        max_step=held.spec.options.get("max_step"),
+    )
     report |= agreement(agent, held.spec, course.plan.seed)
     report |= _recorded_gaps(course, latents, quantities, generator)
     report |= _levels(course, latents, quantities, generator)
@@ -201,17 +210,22 @@ def wall_violations(
     data: LatentData,
     quantities: dict[str, Tensor],
     *,
+    max_step: float | None = None,
     steps: int = 12,
     samples: int = 512,
 ) -> dict[str, float]:
     """Two-Rooms: how often the model imagines a way through the wall.
 
     From states beside the wall and away from the door, the action that drives straight into it is
-    repeated; losses and probes do not show whether the wall holds. Empty for other environments.
+    repeated; losses and probes do not show whether the wall holds. `steps` are those of the usual
+    length; shorter ones, of `max_step` pixels, are more. Empty for other environments.
     """
     rooms = envs.GEOMETRIES.get(env_id)
     if rooms is None:
         return {}
+    if max_step is not None:  # as long a way, in more steps
+        steps = math.ceil(steps * rooms.max_step / max_step)
+        rooms = replace(rooms, max_step=max_step)
     position, wall, door = (quantities[name] for name in ("position", "wall", "door"))
     across = wall[:, 0] - position[:, 0]
     beside = across.abs() < rooms.wall_half_thickness + 3 * rooms.max_step

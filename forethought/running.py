@@ -83,7 +83,12 @@ from forethought.worldmodel import (
 
 logger = logging.getLogger(__name__)
 
-_ORACLES = ("forethought/TwoRooms", "forethought/Maze", "forethought/Arm")
+_ORACLES = (
+    "forethought/TwoRooms",
+    "forethought/Maze",
+    "forethought/PointMaze",
+    "forethought/Arm",
+)
 Row = dict[str, Any]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,25 @@ class TestControlPixels(ForeignEnvContract):
 class TestControlBoth(ForeignEnvContract):
     id = "dm_control/pendulum-swingup"
     options: ClassVar[dict[str, Any]] = {"observe": "both", "size": 24, "action_repeat": 2}
+
+
+with_ogbench = pytest.mark.skipif(
+    importlib.util.find_spec("ogbench") is None,
+    reason="ogbench is not installed: its environments are tested with `pip install ogbench`",
+)
+
+
+@with_ogbench
+class TestOGBenchPointMaze(EnvContract):
+    """Goals in infos, and draws from NumPy's global generator."""
+
+    id = "ogbench:pointmaze-medium-v0"
+
+
+@with_ogbench
+class TestOGBenchAntMaze(EnvContract):
+    id = "ogbench:antmaze-medium-v0"
+    options: ClassVar[dict[str, Any]] = {"action_repeat": 2}
 
 
 # --- dm_control.
@@ -477,6 +497,89 @@ def test_rendered_pictures_are_resized(odd: str) -> None:
     pixels = env.step(np.array([1]))[0]["pixels"][0]
     assert pixels.shape == (3, 4, 4)
     assert pixels[1].tolist() == [[4] * 4] + [[0] * 4] * 3
+
+
+class Careless(gymnasium.Env[Any, Any]):
+    """Draws from NumPy's global generator and from its action space, as OGBench does."""
+
+    observation_space = spaces.Box(-9, 9, (3,), np.float64)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        drawn = np.random.normal(), self.np_random.uniform(), self.action_space.sample()[0]
+        return np.array(drawn), {"goal": np.array([1.0, np.random.uniform(), 0.0])}
+
+    def step(self, action: Any) -> Any:
+        drawn = np.random.normal()
+        return np.array([drawn, 0.0, 0.0]), 0.0, False, False, {"success": drawn > 0}
+
+
+@pytest.fixture
+def careless() -> Any:
+    gymnasium.register("Careless-v0", Careless, max_episode_steps=20)
+    yield "Careless-v0"
+    gymnasium.registry.pop("Careless-v0")
+
+
+def test_a_seed_decides_what_is_drawn_from_the_global_generator(careless: str) -> None:
+    def played(rows: list[int], between: Any) -> Any:
+        env = make(careless, len(rows))
+        between()
+        seen = [env.reset(seed=rows)]
+        for _ in range(5):
+            between()
+            seen.append(env.step(np.zeros((len(rows), 1))))
+        seen.append(env.reset())  # goes on with the same draws
+        return [(step[0], step[-1]["goal"]) for step in seen]
+
+    first = played([3, 4], lambda: None)
+    assert_same(first, played([3, 4], np.random.normal))
+    alone = played([4], lambda: np.random.seed(0))
+    assert_same([(o[1:], g[1:]) for o, g in first], alone)
+    observations = np.stack([o for o, _ in first])
+    assert len(np.unique(observations[:, :, 0])) == observations[:, :, 0].size
+
+
+def test_the_global_generator_of_others_is_left_alone(careless: str) -> None:
+    env = make(careless, 2)
+    np.random.seed(0)
+    expected = np.random.normal(size=9)  # an odd number: half of a pair of normals is kept back
+    np.random.seed(0)
+    found = [np.random.normal(size=3)]
+    env.reset(seed=0)
+    found.append(np.random.normal(size=3))
+    env.step(np.zeros((2, 1)))
+    found.append(np.random.normal(size=3))
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+@with_ogbench
+def test_goal_and_success_are_ogbenchs_own() -> None:
+    env = make("ogbench:pointmaze-medium-v0", 3)
+    assert spec_of(env).control_step_seconds == 0.1
+    assert spec_of(env).episode_limit == 1000
+    observations, info = env.reset(seed=0)
+    inner = [simulator.env.unwrapped for simulator in env.simulators]
+    goals = np.stack([each.cur_goal_xy for each in inner])
+    np.testing.assert_allclose(info["goal"], goals, rtol=1e-6)
+    assert (np.linalg.norm(observations - info["goal"], axis=1) > 1.0).all()
+    inner[1].set_xy(goals[1] + [0.5, 0.5])
+    _, rewards, terminated, _, info = env.step(np.zeros((3, 2)))
+    assert info["success"].tolist() == terminated.tolist() == [False, True, False]
+    assert rewards.tolist() == [0.0, 1.0, 0.0]
+    np.testing.assert_allclose(info["goal"], goals, rtol=1e-6)
+
+
+@with_ogbench
+def test_the_registered_mazes_of_ogbench_are_known() -> None:
+    for size in ("medium", "large", "giant", "teleport"):
+        assert options_of(f"ogbench:pointmaze-{size}-v0")[0]["maze_env_type"] == "maze"
+    with pytest.raises(ValueError, match="pointmaze-tiny-v0' is unknown: did you mean"):
+        make("ogbench:pointmaze-tiny-v0")
 
 
 @pytest.mark.parametrize(

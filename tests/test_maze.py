@@ -22,7 +22,7 @@ from forethought.envs import (
     maze,
     spec_of,
 )
-from forethought.envs.maze.geometry import SKIN, corners, move
+from forethought.envs.maze.geometry import SKIN, corners, lengths_to, move
 from forethought.envs.maze.layouts import block_of, free_blocks, grid_distances, longest_way
 
 ID = "forethought/Maze-v0"
@@ -41,6 +41,19 @@ class TestMazeVector(RegisteredEnvContract):
 class TestMazeRandom(RegisteredEnvContract):
     id = ID
     options: ClassVar[dict[str, Any]] = {"layout": "random", "size": 3, "distance": 0.7}
+
+
+class TestMazeFar(RegisteredEnvContract):
+    """One random maze with loops for all episodes, and long ways in it."""
+
+    id = ID
+    options: ClassVar[dict[str, Any]] = {
+        "layout": "random",
+        "layout_seed": 1,
+        "loops": 0.3,
+        "min_steps": 20,
+        "observe": "vector",
+    }
 
 
 def episodes_of(policy: Policy, count: int = 64, **options: Any) -> list[Episode]:
@@ -108,6 +121,37 @@ def test_random_mazes_have_one_way_between_any_two_rooms(size: int) -> None:
     assert len(seen) > 1
 
 
+@pytest.mark.parametrize("loops", [0.3, 1.0])
+def test_loops_open_dead_ends(loops: float) -> None:
+    def dead_ends(walls: np.ndarray) -> int:
+        rooms = walls[1::2, 1::2] + walls[:-2:2, 1::2] + walls[2::2, 1::2]
+        return int((rooms + walls[1::2, :-2:2] + walls[1::2, 2::2] == 3).sum())
+
+    opened, all_of_them = 0, 0
+    for seed in range(20):
+        perfect = maze.random_maze(5, np.random.default_rng(seed))
+        walls = maze.random_maze(5, np.random.default_rng(seed), loops)
+        assert (walls <= perfect).all()  # nothing is built, and the border stays
+        np.testing.assert_array_equal(walls[[0, -1]], 1)
+        np.testing.assert_array_equal(walls[:, [0, -1]], 1)
+        np.testing.assert_array_equal(walls[::2, ::2], 1)
+        # A drawing of it is a layout: nothing touches at a corner only.
+        rows = ["".join("#" if block else "." for block in row) for row in walls]
+        np.testing.assert_array_equal(maze.drawn("/".join(rows)), walls)
+        opened += dead_ends(perfect) - dead_ends(walls)
+        all_of_them += dead_ends(perfect)
+    assert opened == all_of_them if loops == 1.0 else 0.2 < opened / all_of_them < 0.6
+
+
+def test_a_layout_seed_keeps_one_maze_and_starts_change() -> None:
+    _, quantities, rules = begun(layout="random", layout_seed=0)
+    assert len(np.unique(rules["walls"], axis=0)) == 1
+    np.testing.assert_array_equal(rules["walls"][0], maze.random_maze(4, np.random.default_rng(0)))
+    assert len(np.unique(quantities["position"], axis=0)) == 32
+    other = begun(layout="random", layout_seed=1)[2]["walls"]
+    assert not np.array_equal(rules["walls"], other)
+
+
 def test_random_layout_changes_with_the_seed_and_fixed_does_not() -> None:
     assert len(np.unique(begun(layout="random")[2]["walls"], axis=0)) == 32
     walls = begun(layout="u")[2]["walls"]
@@ -129,6 +173,18 @@ def test_random_layout_changes_with_the_seed_and_fixed_does_not() -> None:
         ({"observe": "sound"}, "observe is 'sound': choose pixels or vector"),
         ({"contact": "bounce"}, "contact is 'bounce': choose slide or stop"),
         ({"distance": 1.5}, "distance is 1.5: choose a share"),
+        ({"layout_seed": 0}, "layout_seed is 0: choose layout='random', or leave layout_seed out"),
+        ({"layout": "random", "layout_seed": -1}, "layout_seed is -1: choose 0 or above"),
+        ({"loops": 0.5}, "loops is 0.5: choose layout='random'"),
+        ({"layout": "random", "loops": 2.0}, "loops is 2.0: choose a share from 0 to 1"),
+        ({"min_steps": -1}, "min_steps is -1: choose 0 or above"),
+        ({"min_steps": 5, "distance": 0.5}, "distance is 0.5 and min_steps is 5: choose one"),
+        ({"min_steps": 500}, "min_steps is 500: choose less, .* smaller max_step than 0.4$"),
+        ({"layout": "random", "min_steps": 500}, "choose at most 75, a larger size than 4, or a"),
+        (
+            {"layout": "random", "layout_seed": 0, "min_steps": 75},
+            "choose less, .* smaller max_step than 0.4, or a larger size",
+        ),
         ({"max_step": 0.6}, "max_step is 0.6: choose above 0 and at most 0.5"),
         ({"max_step": 0.0}, "max_step is 0.0"),
         ({"picture": 8}, "picture is 8: choose at least a pixel a block, 9"),
@@ -171,6 +227,44 @@ def test_starts_and_goals_lie_in_free_blocks_as_far_apart_as_asked(layout: str) 
         means.append(np.mean(apart))
     assert means[0] < means[1] < means[2] == 1.0
     assert min(means) < 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layout": "medium", "min_steps": 25},
+        {"layout": "random", "min_steps": 40},
+        {"layout": "random", "layout_seed": 0, "loops": 0.5, "min_steps": 25},
+    ],
+)
+def test_min_steps_is_the_least_that_the_oracle_takes(options: dict[str, Any]) -> None:
+    asked = options["min_steps"]
+    _, quantities, rules = begun(observe="vector", **options)
+    steps = maze.oracle_steps(rules, quantities)
+    assert steps.min() >= asked
+    assert steps.min() <= asked + 4  # not merely the farthest there are
+    assert len(np.unique(np.floor(quantities["goal_position"]), axis=0)) > 3
+    short = maze.oracle_steps(*begun(observe="vector", **(options | {"min_steps": 0}))[:0:-1])
+    assert short.min() < asked
+
+
+def test_a_maze_that_is_never_large_enough_is_said_at_reset() -> None:
+    """Possible as far as blocks are counted, but no maze of this size winds so much."""
+    with pytest.raises(ValueError, match=r"min_steps is 19: choose less, .*or a larger size"):
+        begun(layout="random", size=2, min_steps=19, max_step=0.25)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.2])
+def test_lengths_to_a_goal_are_those_of_the_shortest_paths(radius: float) -> None:
+    rng = np.random.default_rng(0)
+    for walls in (maze.drawn("medium"), maze.random_maze(4, rng, 0.5)):
+        blocks = free_blocks(walls)
+        goal = blocks[3, ::-1] + rng.uniform(0.25, 0.75, 2)
+        paths = [
+            maze.shortest_path(walls, block[::-1] + 0.5, goal, radius=radius) for block in blocks
+        ]
+        expected = [maze.path_length(path) for path in paths]
+        np.testing.assert_allclose(lengths_to(walls, goal, radius), expected, atol=1e-9)
 
 
 def test_touch_ends_the_episode_once_and_pays_once() -> None:
@@ -286,6 +380,21 @@ def test_shortest_path_round_a_block_by_hand() -> None:
     np.testing.assert_allclose(with_clearance[1:3], [[1.9, 3.1], [3.1, 3.1]])
 
 
+def test_a_body_goes_round_a_block_at_its_radius() -> None:
+    """The block is [2, 3] x [2, 3]: the centre keeps 0.2 off it in x and y."""
+    walls = maze.drawn(RING)
+    path = maze.shortest_path(walls, np.array([1.5, 2.5]), np.array([3.5, 2.5]), radius=0.2)
+    assert maze.path_length(path) == pytest.approx(2 * np.hypot(0.3, 0.7) + 1.4, abs=1e-5)
+    np.testing.assert_allclose(path[[1, 2], 0], [1.8, 3.2], atol=1e-5)
+    # A centre that is nearer to a corner than the square ones allow is moved out first.
+    path = maze.shortest_path(walls, np.array([1.9, 1.85]), np.array([3.5, 1.5]), radius=0.2)
+    np.testing.assert_allclose(path[0], [1.9, 1.8], atol=1e-3)
+    with pytest.raises(ValueError, match=r"radius is 0.3: choose 1/3, 1/4"):
+        maze.shortest_path(walls, np.array([1.5, 2.5]), np.array([3.5, 2.5]), radius=0.3)
+    with pytest.raises(ValueError, match=r"radius is 0.5: choose 1/3, 1/4"):
+        maze.shortest_path(walls, np.array([1.5, 2.5]), np.array([3.5, 2.5]), radius=0.5)
+
+
 def test_corners_are_where_walls_turn_outwards() -> None:
     found = corners(maze.drawn(RING), 0.0)
     assert sorted(found.tolist()) == [[2, 2], [2, 3], [3, 2], [3, 3]]
@@ -379,6 +488,25 @@ def test_scripted_always_arrives_and_takes_little_more_than_the_shortest_path(
 
 def test_scripted_arrives_in_large_random_mazes() -> None:
     assert success_rate(episodes_of(Scripted(), 8, layout="random", size=7, distance=0.8)) == 1.0
+
+
+def test_two_hundred_steps_and_more() -> None:
+    """The scripted policy takes what the oracle counts, and a step at most for each bend."""
+    options = {"layout": "random", "size": 6, "layout_seed": 0, "max_step": 0.2, "min_steps": 200}
+    env = make(ID, 8, observe="vector", **options)
+    _, info = env.reset(seed=0)
+    rules, quantities = info["maze"], info["quantities"]
+    best = maze.oracle_steps(rules, quantities)
+    assert (best >= 200).all()
+    paths = zip(rules["walls"], quantities["position"], quantities["goal_position"], strict=True)
+    bends = np.array([len(maze.shortest_path(*path)) - 2 for path in paths])
+    taken = np.zeros(8, int)
+    while not info["success"].all():
+        taken += ~info["success"]
+        *_, truncated, info = env.step(maze.scripted(info["maze"], info["quantities"]))
+        assert not truncated.any()
+    assert (taken >= best).all()
+    assert (taken <= best + bends + 1).all()
 
 
 def test_greedy_takes_the_oracles_steps_where_it_sees_the_goal_and_fails_far_away() -> None:

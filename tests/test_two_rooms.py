@@ -20,9 +20,11 @@ from forethought.envs import (
     collect,
     crosses_wall,
     draw_scene,
+    greedy,
     make,
     oracle_path_length,
     oracle_steps,
+    scripted,
 )
 from forethought.envs.two_rooms.geometry import blocked, move, shortest_path
 
@@ -102,6 +104,62 @@ def test_smooth_crosses_where_white_noise_stays() -> None:
     smooth, white = crossing(Smooth()), crossing(Random())
     assert smooth > 0.25
     assert smooth > white + 0.1
+
+
+@pytest.mark.parametrize("name", ["TwoRooms-v0", "TwoRooms65-v0"])
+def test_oracles_follow_a_shorter_step(name: str) -> None:
+    options = {"task": "between", "success": "touch", "contact": "slide", "episode_limit": 300}
+    env = make(f"forethought/{name}", 64, max_step=0.3, **options)
+    _, info = env.reset(seed=0)
+    geometry: Geometry = env.geometry
+    assert geometry.max_step == 0.3
+    np.testing.assert_array_equal(info["two_rooms"]["max_step"], np.full(64, 0.3))
+    best = oracle_steps(geometry, info["quantities"])
+    length = oracle_path_length(geometry, info["quantities"]) - geometry.success_radius
+    np.testing.assert_array_equal(best, np.maximum(1, np.ceil(length / 0.3)))
+    taken = np.zeros(64, int)
+    while not info["success"].all():
+        before, over = info["quantities"]["position"], info["success"]
+        taken += ~over
+        *_, truncated, info = env.step(scripted(geometry, info["quantities"]))
+        step = np.linalg.norm(info["quantities"]["position"] - before, axis=1)
+        assert (step < 0.3 + 1e-5).all()
+        assert not truncated.any()
+    assert (taken >= best).all()
+    # By way of the middle of the door, not by its edges.
+    spare = 2 * geometry.door_half_height / 0.3
+    assert (taken <= best + spare + 3).all()
+    assert best.max() > 100
+
+
+def test_greedy_with_a_shorter_step_takes_exactly_the_oracles_steps() -> None:
+    env = make("forethought/TwoRooms-v0", 32, task="within", max_step=0.3, episode_limit=150)
+    _, info = env.reset(seed=0)
+    best = oracle_steps(env.geometry, info["quantities"])
+    taken = np.zeros(32, int)
+    for _ in range(int(best.max())):
+        taken += ~info["success"]
+        info = env.step(greedy(env.geometry, info["quantities"]))[-1]
+    assert info["success"].all()
+    np.testing.assert_array_equal(taken, best)
+
+
+def test_the_default_step_is_the_geometrys_and_starts_do_not_depend_on_it() -> None:
+    plain, told, shorter = (
+        make("forethought/TwoRooms-v0", 16, **options)
+        for options in ({}, {"max_step": 2.0}, {"max_step": 0.3})
+    )
+    actions = np.random.default_rng(0).uniform(-1, 1, (16, 2))
+    seen = [env.reset(seed=0)[0] for env in (plain, told, shorter)]
+    np.testing.assert_array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(seen[0], seen[2])
+    outcomes = [env.step(actions) for env in (plain, told, shorter)]
+    np.testing.assert_array_equal(outcomes[0][0], outcomes[1][0])
+    assert not np.array_equal(outcomes[0][0], outcomes[2][0])
+    assert "two_rooms" not in outcomes[0][-1]
+    for step in (0.0, 2.1):
+        with pytest.raises(ValueError, match=rf"max_step is {step}: choose above 0 and at most 2"):
+            make("forethought/TwoRooms-v0", max_step=step)
 
 
 # --- The task.

@@ -11,11 +11,13 @@ from forethought.envs.maze.drawing import draw_maze
 from forethought.envs.maze.env import Maze, MazeVectorEnv
 from forethought.envs.maze.geometry import path_length, shortest_path, visible
 from forethought.envs.maze.layouts import MAZES, drawn, random_maze
+from forethought.envs.maze.tasks import MazeTasks
 
 __all__ = [
     "MAZES",
     "SUCCESS_RADIUS",
     "Maze",
+    "MazeTasks",
     "MazeVectorEnv",
     "draw_maze",
     "drawn",

@@ -16,23 +16,14 @@ from numpy.typing import NDArray
 
 from forethought.envs.maze.control import SUCCESS_RADIUS
 from forethought.envs.maze.drawing import agent_channel, draw_maze, wall_channel
-from forethought.envs.maze.geometry import LONGEST_STEP, SKIN, move
-from forethought.envs.maze.layouts import (
-    Walls,
-    drawn,
-    free_blocks,
-    grid_distances,
-    longest_way,
-    random_maze,
-    steps_for,
-)
+from forethought.envs.maze.geometry import LONGEST_STEP, move
+from forethought.envs.maze.tasks import MazeTasks
 from forethought.envs.vector import Bools, EpisodicVectorEnv, SingleEnv
 
 Array = NDArray[Any]
 Contact = Literal["slide", "stop"]
 Observe = Literal["pixels", "vector"]
 
-_ROOMS = 4  # along a side of a random maze, where nothing is said: 9 x 9 blocks, as `medium`
 _FRAME_SIDE = 252
 
 
@@ -47,20 +38,26 @@ class MazeVectorEnv(EpisodicVectorEnv):
 
     Args:
         num_envs: `N`.
-        layout: A name in `MAZES`, a drawing (see `drawn`), or `random`: a perfect maze, drawn anew
-            for each episode.
+        layout: A name in `MAZES`, a drawing (see `drawn`), or `random`: a maze without loops, drawn
+            anew for each episode.
         size: Rooms along a side of a random maze (`2 * size + 1` blocks); None is 4.
+        layout_seed: Seed of the one random maze that all episodes share; None draws one for each.
+        loops: Share of a random maze's dead ends that get a second way out.
         observe: `pixels`, or `vector`: with layout `random` that does not show the walls.
         contact: `slide` along walls, or `stop` at them.
         distance: Least share, from 0 to 1, of the maze's longest way between two blocks that
             start and goal are apart (both counted in blocks through edges); 0 draws both anywhere.
+        min_steps: Least number of steps of the shortest path from start to goal, as `oracle_steps`
+            counts them; instead of `distance`. Goals are uniform over the blocks that are far from
+            any other, starts over those far from the goal.
         max_step: Blocks covered by an action of norm 1, at most 0.5.
         picture: Pixels along a side of the picture.
         episode_limit: Steps; None for twice what the longest way takes.
         render_mode: `rgb_array` or None.
 
     Raises:
-        ValueError: An option is out of range.
+        ValueError: An option is out of range, or contradicts another; `reset` says so where no
+            random maze has start and goal `min_steps` apart.
     """
 
     def __init__(
@@ -69,9 +66,12 @@ class MazeVectorEnv(EpisodicVectorEnv):
         *,
         layout: str = "medium",
         size: int | None = None,
+        layout_seed: int | None = None,
+        loops: float = 0.0,
         observe: Observe = "pixels",
         contact: Contact = "slide",
         distance: float = 0.0,
+        min_steps: int = 0,
         max_step: float = 0.4,
         picture: int = 64,
         episode_limit: int | None = None,
@@ -80,18 +80,22 @@ class MazeVectorEnv(EpisodicVectorEnv):
         for name, value, choices in (("observe", observe, Observe), ("contact", contact, Contact)):
             if value not in get_args(choices):
                 raise ValueError(f"{name} is {value!r}: choose {' or '.join(get_args(choices))}")
-        if not 0 <= distance <= 1:
-            raise ValueError(f"distance is {distance}: choose a share from 0 to 1")
         if not 0 < max_step <= LONGEST_STEP:
             raise ValueError(f"max_step is {max_step}: choose above 0 and at most {LONGEST_STEP}")
-        walls = _fixed_walls(layout, size)
-        side = 2 * (size or _ROOMS) + 1 if walls is None else len(walls)
+        tasks = MazeTasks(
+            layout=layout,
+            size=size,
+            layout_seed=layout_seed,
+            loops=loops,
+            distance=distance,
+            min_steps=min_steps,
+            max_step=max_step,
+        )
+        side = tasks.side
         if picture < side:
             raise ValueError(f"picture is {picture}: choose at least a pixel a block, {side}")
-        self._pairs = None if walls is None or distance == 0 else _far_pairs(walls, distance)
         if episode_limit is None:
-            longest = longest_way(size or _ROOMS) if walls is None else grid_distances(walls).max()
-            episode_limit = 2 * steps_for(float(longest), max_step)
+            episode_limit = 2 * tasks.longest_steps
         space = (
             spaces.Box(0, 255, (2, picture, picture), np.uint8)
             if observe == "pixels"
@@ -105,12 +109,11 @@ class MazeVectorEnv(EpisodicVectorEnv):
             episode_limit=episode_limit,
             render_mode=render_mode,
         )
-        self.layout, self.size, self.observe, self.contact = layout, size, observe, contact
-        self.distance, self.max_step, self.picture = distance, max_step, picture
+        self.tasks, self.observe, self.contact = tasks, observe, contact
+        self.max_step, self.picture = max_step, picture
         self._position = np.zeros((num_envs, 2))
         self._goal_position = np.zeros((num_envs, 2))
-        blank = np.zeros((side, side), np.uint8)
-        self._walls = np.tile(blank if walls is None else walls, (num_envs, 1, 1))
+        self._walls = np.zeros((num_envs, side, side), np.uint8)
         pixels = (num_envs, 2, picture, picture) if observe == "pixels" else (num_envs, 2, 0, 0)
         self._goal_pictures = np.zeros(pixels, np.uint8)
 
@@ -123,18 +126,8 @@ class MazeVectorEnv(EpisodicVectorEnv):
         return tuple(draw_maze(*row, scale) for row in rows)
 
     def _begin(self, row: int, generator: Generator) -> None:
-        if self.layout == "random":
-            self._walls[row] = random_maze(self.size or _ROOMS, generator)
-        walls = self._walls[row]
-        blocks = free_blocks(walls)
-        if self.distance == 0:
-            pair = generator.integers(len(blocks), size=2)
-        else:
-            pairs = _far_pairs(walls, self.distance) if self._pairs is None else self._pairs
-            pair = pairs[int(generator.integers(len(pairs)))]
-        # Uniform within a block, columns being x; off its edges, where a wall may be.
-        within = generator.uniform(SKIN, 1 - SKIN, (2, 2))
-        self._position[row], self._goal_position[row] = blocks[pair][:, ::-1] + within
+        drawn = self.tasks.draw(generator)
+        self._walls[row], self._position[row], self._goal_position[row] = drawn
 
     def _begun(self, mask: Bools) -> None:
         if self.observe == "vector":
@@ -185,9 +178,12 @@ class Maze(SingleEnv):
         *,
         layout: str = "medium",
         size: int | None = None,
+        layout_seed: int | None = None,
+        loops: float = 0.0,
         observe: Observe = "pixels",
         contact: Contact = "slide",
         distance: float = 0.0,
+        min_steps: int = 0,
         max_step: float = 0.4,
         picture: int = 64,
         episode_limit: int | None = None,
@@ -197,28 +193,14 @@ class Maze(SingleEnv):
             1,
             layout=layout,
             size=size,
+            layout_seed=layout_seed,
+            loops=loops,
             observe=observe,
             contact=contact,
             distance=distance,
+            min_steps=min_steps,
             max_step=max_step,
             picture=picture,
             episode_limit=episode_limit,
         )
         super().__init__(vector, render_mode)
-
-
-def _fixed_walls(layout: str, size: int | None) -> Walls | None:
-    """The walls of all episodes; None where each has its own."""
-    if layout != "random":
-        if size is not None:
-            raise ValueError(f"size is {size}: choose layout='random', or leave size out")
-        return drawn(layout)
-    if size is not None and size < 2:
-        raise ValueError(f"size is {size}: choose 2 rooms along a side or more")
-    return None
-
-
-def _far_pairs(walls: Walls, distance: float) -> NDArray[np.int64]:
-    """Pairs of free blocks, as indices `(P, 2)`, that are far enough from each other."""
-    lengths = grid_distances(walls)
-    return np.argwhere(lengths >= distance * lengths.max() - 1e-9)

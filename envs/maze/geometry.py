@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forethought.envs.maze.layouts import Walls, block_of
+from forethought.envs.maze.layouts import Walls, block_of, free_blocks
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
 
 # A step crosses one line of the grid at most in x and one in y.
 LONGEST_STEP = 0.5
+
+# Where on a line a block is looked at before the line is cut, which is slow: most lines across a
+# maze are blocked. Uneven, so that points in the middle of blocks give no corner of the grid.
+_LOOKS = (0.4871, 0.2317, 0.7459, 0.1093, 0.8731, 0.3617, 0.6203)
 
 # Blocks by which an agent is kept off the walls, so that its position is in a free block after
 # rounding to float32 too.
@@ -94,6 +98,17 @@ def visible(walls: Walls, start: Array, end: Array) -> Bools:
         `(S,)`.
     """
     start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
+    free = np.zeros(len(start), np.bool_)
+    lines = np.arange(len(start))
+    for share in _LOOKS:
+        row, column = block_of(start[lines] + share * (end[lines] - start[lines]))
+        lines = lines[(walls[row, column] if walls.ndim == 2 else walls[lines, row, column]) == 0]
+    free[lines] = _uncut(walls if walls.ndim == 2 else walls[lines], start[lines], end[lines])
+    return free
+
+
+def _uncut(walls: Walls, start: Array, end: Array) -> Bools:
+    """See `visible`."""
     run = end - start
     low = np.floor(np.minimum(start, end)).min(axis=0, initial=walls.shape[-1]).astype(np.int64)
     high = np.floor(np.maximum(start, end)).max(axis=0, initial=0).astype(np.int64)
@@ -140,7 +155,9 @@ def corners(walls: Walls, clearance: float) -> Array:
     return np.concatenate(found)
 
 
-def shortest_path(walls: Walls, start: Array, goal: Array, clearance: float = 1e-6) -> Array:
+def shortest_path(
+    walls: Walls, start: Array, goal: Array, clearance: float = 1e-6, radius: float = 0.0
+) -> Array:
     """The shortest path that no wall blocks, as a chain of straight lines.
 
     A shortest path among blocks is straight but for bends at corners of walls: the best chain of
@@ -152,14 +169,21 @@ def shortest_path(walls: Walls, start: Array, goal: Array, clearance: float = 1e
         start: `(2,)`, in a free block.
         goal: `(2,)`, likewise.
         clearance: Distance in x and y by which the path passes corners, in blocks.
+        radius: Of the body whose centre goes along the path, in blocks: 0, or one over a whole
+            number from 3. Walls are thicker by so much then, their corners square; a start among
+            them is moved out first.
 
     Returns:
         Points `(P, 2)` from `start` to `goal`, two at least.
 
     Raises:
-        ValueError: There is no way.
+        ValueError: There is no way, or the radius is not as it should be.
     """
     start, goal = np.asarray(start, np.float64), np.asarray(goal, np.float64)
+    if radius > 0:
+        fine, cells = thickened(walls, radius)
+        start, goal = _moved_out(fine, cells * start), _moved_out(fine, cells * goal)
+        return shortest_path(fine, start, goal, cells * clearance) / cells
     bends, lengths, goes_by = _to_goal(walls.tobytes(), len(walls), tuple(goal), clearance)
     ends = np.concatenate([goal[None], bends])
     seen = visible(walls, np.broadcast_to(start, ends.shape), ends)
@@ -173,6 +197,83 @@ def shortest_path(walls: Walls, start: Array, goal: Array, clearance: float = 1e
         chain.append(bends[point])
         point = int(goes_by[point])
     return np.stack([*chain, goal])
+
+
+def sees(walls: Walls, start: Array, end: Array, radius: float) -> bool:
+    """Whether a body of this radius can go straight from `start` to `end`, each `(2,)`.
+
+    A start among the thicker walls is moved out first, as in `shortest_path`.
+    """
+    fine, cells = thickened(walls, radius)
+    start = _moved_out(fine, cells * np.asarray(start))
+    return bool(visible(fine, start[None], cells * np.asarray(end)[None])[0])
+
+
+def lengths_to(walls: Walls, goal: Array, radius: float = 0.0) -> Array:
+    """Lengths of the shortest paths to a goal from the middles of all free blocks.
+
+    Args:
+        walls: `(n, n)`.
+        goal: `(2,)`, in a free block.
+        radius: As for `shortest_path`.
+
+    Returns:
+        `(F,)` in the order of `free_blocks`; infinite where there is no way.
+    """
+    fine, cells = (walls, 1) if radius == 0 else thickened(walls, radius)
+    middles = (free_blocks(walls)[:, ::-1] + 0.5) * cells
+    goal = np.asarray(goal, np.float64) * cells
+    _, lengths, _ = _to_goal(fine.tobytes(), len(fine), tuple(goal), cells * 1e-6)
+    seen = _sights(fine.tobytes(), len(fine), cells, walls.tobytes())
+    ways = (seen + lengths).min(axis=1, initial=np.inf)
+    straight = visible(fine, middles, np.broadcast_to(goal, middles.shape))
+    direct = np.where(straight, np.linalg.norm(middles - goal, axis=1), np.inf)
+    return np.asarray(np.minimum(ways, direct) / cells)
+
+
+def thickened(walls: Walls, radius: float) -> tuple[Walls, int]:
+    """Where the centre of a body of this radius can be, in a finer grid.
+
+    Args:
+        walls: `(n, n)`.
+        radius: One over a whole number from 3, in blocks.
+
+    Returns:
+        `(n * cells, n * cells)`, not 0 within a radius of walls in x and y, and `cells`, which is
+        one over the radius.
+
+    Raises:
+        ValueError: The radius is not as it should be.
+    """
+    cells = round(1 / radius)
+    if cells < 3 or abs(cells * radius - 1) > 1e-9:
+        raise ValueError(f"radius is {radius}: choose 1/3, 1/4, 1/5 and so on of a block")
+    return _thickened(walls.tobytes(), len(walls), cells), cells
+
+
+@lru_cache(maxsize=256)
+def _thickened(blocks: bytes, side: int, cells: int) -> Walls:
+    fine = np.kron(_walls(blocks, side), np.ones((cells, cells), np.uint8))
+    rows = fine.copy()
+    rows[1:] |= fine[:-1]
+    rows[:-1] |= fine[1:]
+    both = rows.copy()
+    both[:, 1:] |= rows[:, :-1]
+    both[:, :-1] |= rows[:, 1:]
+    return np.asarray(both, np.uint8)
+
+
+def _moved_out(walls: Walls, point: Array) -> Array:
+    """The nearest point `(2,)` in a free block, of those at most two blocks away."""
+    row, column = (int(index) for index in block_of(point))
+    if walls[row, column] == 0:
+        return point
+    top, left = max(row - 2, 0), max(column - 2, 0)
+    near = free_blocks(walls[top : row + 3, left : column + 3])[:, ::-1] + np.array([left, top])
+    if not len(near):
+        return point
+    inside = np.clip(point, near + SKIN, near + 1 - SKIN)
+    return np.asarray(inside[np.linalg.norm(inside - point, axis=1).argmin()])
 
 
 def path_length(path: Array) -> float:
@@ -201,7 +302,7 @@ def _to_goal(
     return bends, lengths, after
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _views(blocks: bytes, side: int, clearance: float) -> tuple[Array, Array]:
     """Corners `(K, 2)`, and the distances `(K, K)` between those that see each other."""
     walls = _walls(blocks, side)
@@ -212,6 +313,17 @@ def _views(blocks: bytes, side: int, clearance: float) -> tuple[Array, Array]:
     lengths = np.linalg.norm(bends[one] - bends[other], axis=1)
     distances[one[seen], other[seen]] = distances[other[seen], one[seen]] = lengths[seen]
     return bends, distances
+
+
+@lru_cache(maxsize=8)  # a maze that all episodes share is asked for again at each reset
+def _sights(blocks: bytes, side: int, cells: int, coarse: bytes) -> Array:
+    """Distances `(F, K)` of the middles of free blocks from the corners that they see."""
+    bends, _ = _views(blocks, side, cells * 1e-6)
+    middles = (free_blocks(_walls(coarse, side // cells))[:, ::-1] + 0.5) * cells
+    rows, columns = (part.ravel() for part in np.indices((len(middles), len(bends))))
+    seen = visible(_walls(blocks, side), middles[rows], bends[columns])
+    lengths = np.linalg.norm(middles[rows] - bends[columns], axis=1)
+    return np.where(seen, lengths, np.inf).reshape(len(middles), len(bends))
 
 
 def _walls(blocks: bytes, side: int) -> Walls:

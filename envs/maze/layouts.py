@@ -105,12 +105,13 @@ def drawn(layout: str) -> Walls:
     return walls
 
 
-def random_maze(size: int, generator: Generator) -> Walls:
-    """Draw a perfect maze (one way between any two rooms) by depth-first search.
+def random_maze(size: int, generator: Generator, loops: float = 0.0) -> Walls:
+    """Draw a maze by depth-first search: one way between any two rooms, but for loops.
 
     Args:
         size: Rooms along a side; between two rooms is a wall or a passage, of a block each.
         generator: Source of all randomness.
+        loops: Share of the dead ends that get a second way out, from 0 to 1.
 
     Returns:
         `(2 * size + 1, 2 * size + 1)` uint8.
@@ -133,7 +134,24 @@ def random_maze(size: int, generator: Generator) -> Walls:
         i, j = fresh[int(generator.integers(len(fresh)))]
         walls[2 * i + 1, 2 * j + 1] = walls[row + i + 1, column + j + 1] = 0
         path.append((i, j))
+    if loops > 0:
+        _open_dead_ends(walls, loops, generator)
     return walls
+
+
+def _open_dead_ends(walls: Walls, share: float, generator: Generator) -> None:
+    """Open a second side of dead ends, in place. Vertices stay solid: no corner is cut."""
+    last = len(walls) - 2
+    for i in range(1, last + 1, 2):
+        for j in range(1, last + 1, 2):
+            sides = [(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)]
+            shut = [side for side in sides if walls[side]]
+            if len(shut) < 3 or generator.uniform() >= share:
+                continue
+            inner = [
+                (row, column) for row, column in shut if {row, column}.isdisjoint({0, last + 1})
+            ]
+            walls[inner[int(generator.integers(len(inner)))]] = 0
 
 
 def free_blocks(walls: Walls) -> NDArray[np.int64]:
@@ -150,22 +168,20 @@ def grid_distances(walls: Walls) -> Array:
     Returns:
         `(F, F)` float64 in the order of `free_blocks`; infinite where there is no way.
     """
-    free = walls == 0
-    blocks = free_blocks(walls)
-    count = len(blocks)
-    distances = np.full((count, *walls.shape), np.inf)
-    front = np.zeros(distances.shape, np.bool_)  # one search from every block, side by side
-    front[np.arange(count), blocks[:, 0], blocks[:, 1]] = True
-    steps = 0
-    while front.any():
-        distances[front] = steps
+    free, side = walls.ravel() == 0, walls.shape[1]
+    cells = np.flatnonzero(free)
+    distances = np.full((len(cells), len(free)), np.inf)
+    sources = np.arange(len(cells))  # one search from every block, side by side
+    distances[sources, cells] = steps = 0
+    while len(sources):
         steps += 1
-        spread = np.zeros_like(front)  # nothing wraps round: the border is solid
-        spread[:, 1:] |= front[:, :-1]
-        spread[:, :-1] |= front[:, 1:]
-        spread[:, :, 1:] |= front[:, :, :-1]
-        spread[:, :, :-1] |= front[:, :, 1:]
-        front = spread & free & np.isinf(distances)
+        found = []
+        for offset in (side, -side, 1, -1):  # nothing wraps round: the border is solid
+            beside = cells + offset
+            fresh = free[beside] & np.isinf(distances[sources, beside])
+            found.append((sources[fresh], beside[fresh]))
+            distances[found[-1]] = steps
+        sources, cells = (np.concatenate(part) for part in zip(*found, strict=True))
     return distances[:, free]
 
 

@@ -6,6 +6,7 @@ agent, and the walls; nothing shows the goal but the goal's own picture in `info
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -39,11 +40,14 @@ class TwoRoomsVectorEnv(EpisodicVectorEnv):
         contact: `slide` along walls, or `stop` at them.
         success: `touch`: at the goal after any step, which ends the episode and pays 1;
             `last`: at the goal after the last step, which pays 1; episodes have full length.
+        max_step: Pixels covered by an action of norm 1; None for the geometry's, which is also the
+            most. `geometry` of the environment says so, for the oracles, and so does
+            `info["two_rooms"]`, which holds `max_step` `(N,)` where the option is given.
         episode_limit: Steps; None for the geometry's.
         render_mode: `rgb_array` or None.
 
     Raises:
-        ValueError: An option has an unknown value.
+        ValueError: An option has an unknown value or is out of range.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class TwoRoomsVectorEnv(EpisodicVectorEnv):
         task: Task = "any",
         contact: Contact = "slide",
         success: Success = "touch",
+        max_step: float | None = None,
         episode_limit: int | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
@@ -62,6 +67,12 @@ class TwoRoomsVectorEnv(EpisodicVectorEnv):
         _check_choice("task", task, Task)
         _check_choice("contact", contact, Contact)
         _check_choice("success", success, Success)
+        if max_step is not None:
+            if not 0 < max_step <= geometry.max_step:
+                raise ValueError(
+                    f"max_step is {max_step}: choose above 0 and at most {geometry.max_step}"
+                )
+            geometry = replace(geometry, max_step=float(max_step))
         size = geometry.size
         super().__init__(
             num_envs,
@@ -73,6 +84,7 @@ class TwoRoomsVectorEnv(EpisodicVectorEnv):
         )
         self.geometry = geometry
         self.layout, self.task, self.contact, self.success = layout, task, contact, success
+        self._own_step = max_step is not None
         self._position = np.zeros((num_envs, 2))
         self._goal_position = np.zeros((num_envs, 2))
         self._wall = np.zeros(num_envs)
@@ -156,6 +168,12 @@ class TwoRoomsVectorEnv(EpisodicVectorEnv):
             "door": self._door.astype(np.float32)[:, None],
         }
 
+    def _info(self) -> dict[str, Any]:
+        info = super()._info()
+        if self._own_step:
+            info["two_rooms"] = {"max_step": np.full(self.num_envs, self.geometry.max_step)}
+        return info
+
 
 class TwoRooms(SingleEnv):
     """One episode of Two-Rooms as a `gymnasium.Env`; options as for `TwoRoomsVectorEnv`."""
@@ -168,6 +186,7 @@ class TwoRooms(SingleEnv):
         task: Task = "any",
         contact: Contact = "slide",
         success: Success = "touch",
+        max_step: float | None = None,
         episode_limit: int | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -178,6 +197,7 @@ class TwoRooms(SingleEnv):
             task=task,
             contact=contact,
             success=success,
+            max_step=max_step,
             episode_limit=episode_limit,
         )
         super().__init__(vector, render_mode)
@@ -190,6 +210,7 @@ def two_rooms_65_vector(
     task: Task = "any",
     contact: Contact = "stop",
     success: Success = "last",
+    max_step: float | None = None,
     episode_limit: int | None = None,
     render_mode: str | None = "rgb_array",
 ) -> TwoRoomsVectorEnv:
@@ -201,6 +222,7 @@ def two_rooms_65_vector(
         task=task,
         contact=contact,
         success=success,
+        max_step=max_step,
         episode_limit=episode_limit,
         render_mode=render_mode,
     )
@@ -212,6 +234,7 @@ def two_rooms_65(
     task: Task = "any",
     contact: Contact = "stop",
     success: Success = "last",
+    max_step: float | None = None,
     episode_limit: int | None = None,
     render_mode: str | None = None,
 ) -> TwoRooms:
@@ -222,6 +245,7 @@ def two_rooms_65(
         task=task,
         contact=contact,
         success=success,
+        max_step=max_step,
         episode_limit=episode_limit,
         render_mode=render_mode,
     )
