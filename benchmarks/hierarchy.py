@@ -1,0 +1,236 @@
+"""Planning from the top down against flat planning, by the same world model.
+
+    python benchmarks/hierarchy.py runs/slow-0 runs/slow-1 runs/slow-2 --name two_rooms_slow
+
+Each run has levels above its world model (one training seed each). The flat rival plans with the
+world model alone: every horizon x planner, with the latent distance and with TC(s, g), which is
+trained on the same frames for as many updates as the levels were. For each of the two distances the
+best pair is chosen on development episodes of the first run; the chosen ones and the hierarchy then
+play the same held-out episodes of all runs. The hierarchy is played as its run configures it.
+
+Writes `benchmarks/results/hierarchy_NAME.json`; what it holds already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from forethought import load
+from forethought.agent import (
+    Agent,
+    AgentController,
+    Controller,
+    GoalDistance,
+    PolicyController,
+    TemporalCost,
+    TemporalDistance,
+    TemporalStage,
+    held_out_seeds,
+    run_episodes,
+    summarise,
+    time_decisions,
+    train_temporal,
+    wilson,
+)
+from forethought.envs import HELD_OUT_SEED, Dataset
+from forethought.planners import CEM, MPPI, Gradient, Planner
+from forethought.run_folder import commit
+from forethought.running import Trained, baselines_of
+from forethought.worldmodel import encode_dataset
+
+RESULTS = Path(__file__).parent / "results"
+DEVELOPMENT = HELD_OUT_SEED - 400_000  # first seed of the episodes that the rival is chosen on
+PLANNERS: dict[str, Planner] = {
+    "gradient": Gradient(starts=16, iterations=12),
+    "CEM": CEM(candidates=64, iterations=6, elites=8, initial_std=1.0),
+    "MPPI": MPPI(candidates=64, iterations=6, std=0.6),
+}
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Choose the flat rival, then play everything that is not in the results yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--horizons", type=int, nargs="+", default=[12, 24, 48, 96])
+    parser.add_argument("--discount", type=float, default=0.98, help="gamma of the rival's TC")
+    parser.add_argument("--episodes", type=int, default=100, help="held-out ones, per run")
+    parser.add_argument("--trials", type=int, default=30, help="development episodes")
+    parser.add_argument("--block", type=int, default=10, help="first block of held-out seeds")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    ledger = Ledger(given.results / f"hierarchy_{given.name}.json")
+    for place, run in enumerate(given.runs):
+        trained = load(run, device="cpu")
+        if trained.agent.hierarchy is None:
+            raise SystemExit(f"{run} has no levels: train it with --model.levels")
+        distances = {"latent": None, "TC": distance_of(trained, given.discount)}
+        if not place:
+            choose(trained, distances, given, ledger)
+        play(trained, distances, given, given.block + place, ledger)
+    pool(ledger)
+
+
+class Ledger:
+    """The file of rows, written whenever one is added.
+
+    Args:
+        path: where.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+
+    def find(self, **key: Any) -> Row | None:
+        """The row that has these values."""
+        return next((row for row in self.rows if key.items() <= row.items()), None)
+
+    def add(self, **row: Any) -> None:
+        """Keep one row, and show it."""
+        print(json.dumps(row), flush=True)
+        self.rows.append(row)
+        content = {
+            "command": "python " + shlex.join(sys.argv),
+            "commit": commit(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+            "rows": self.rows,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def distance_of(trained: Trained, discount: float) -> TemporalDistance:
+    """TC(s, g) of the world model's own states, by as many updates as the levels took."""
+    model, levels = trained.agent.model, trained.arguments["model"].levels
+    data = encode_dataset(model, Dataset.open(trained.arguments["data"] or trained.folder.data))
+    torch.manual_seed(trained.arguments["seed"])  # the initial weights
+    module = TemporalDistance(model.latent_dim, discount)
+    stage = TemporalStage(steps=len(levels) * trained.arguments["stages"].levels.steps)
+    train_temporal(module, model, data, stage, torch.Generator().manual_seed(0))
+    return module.requires_grad_(False)
+
+
+def flat(trained: Trained, planner: str, horizon: int, distance: TemporalDistance | None) -> Agent:
+    """The agent without its levels."""
+    agent = trained.agent
+    cost = replace(agent.configurator.cost, horizon=horizon)
+    return replace(
+        agent,
+        configurator=replace(agent.configurator, cost=cost),
+        planner=PLANNERS[planner],
+        goal_term=GoalDistance() if distance is None else TemporalCost(distance),
+        hierarchy=None,
+    )
+
+
+def controlled(agent: Agent, seed: int) -> AgentController:
+    """What acts."""
+    return AgentController(agent, torch.Generator().manual_seed(seed))
+
+
+def choose(
+    trained: Trained,
+    distances: dict[str, TemporalDistance | None],
+    given: argparse.Namespace,
+    ledger: Ledger,
+) -> None:
+    """Play every flat planner on development episodes."""
+    seeds = list(range(DEVELOPMENT, DEVELOPMENT + given.trials))
+    env = trained.make_env(given.trials)
+    for distance, module in distances.items():
+        for horizon in given.horizons:
+            for planner in PLANNERS:
+                key = {
+                    "kind": "choice",
+                    "distance": distance,
+                    "horizon": horizon,
+                    "planner": planner,
+                }
+                if ledger.find(**key):
+                    continue
+                agent = flat(trained, planner, horizon, module)
+                outcomes = run_episodes(env, controlled(agent, 0), seeds)
+                decisions = float(np.mean([outcome.decisions for outcome in outcomes]))
+                ledger.add(**key, **summarise(outcomes), decisions=decisions)
+
+
+def best(ledger: Ledger, distance: str) -> Row:
+    """The flat planner with the most successes; of equals the one with the shortest episodes."""
+    rows = [
+        row for row in ledger.rows if (row["kind"], row.get("distance")) == ("choice", distance)
+    ]
+    return max(rows, key=lambda row: (row["success_rate"], -row["decisions"]))
+
+
+def play(
+    trained: Trained,
+    distances: dict[str, TemporalDistance | None],
+    given: argparse.Namespace,
+    block: int,
+    ledger: Ledger,
+) -> None:
+    """Held-out episodes of one run, and the time of single decisions."""
+    contenders: dict[str, Controller] = {}
+    for name, policy in baselines_of(trained.spec.id).items():
+        rng = np.random.default_rng(block)
+        contenders[name] = PolicyController(policy, trained.spec.action_space, rng)
+    contenders["hierarchy"] = controlled(trained.agent, block)
+    for distance, module in distances.items():
+        found = best(ledger, distance)
+        agent = flat(trained, found["planner"], found["horizon"], module)
+        contenders[f"flat, {distance}"] = controlled(agent, block)
+    env = trained.make_env(min(given.episodes, 50))
+    for name, controller in contenders.items():
+        key = {"kind": "test", "run": trained.folder.path.name, "controller": name, "block": block}
+        if ledger.find(**key):
+            continue
+        outcomes = run_episodes(env, controller, held_out_seeds(given.episodes, block))
+        timed = time_decisions(trained.make_env(1), controller, held_out_seeds(3, block), 100)
+        row: Row = {**key, **summarise(outcomes)}
+        row |= {"decisions": float(np.mean([outcome.decisions for outcome in outcomes]))}
+        row |= {"ms": timed.ms_per_decision, "wins": [bool(outcome.success) for outcome in outcomes]}
+        if isinstance(controller, AgentController):
+            row["made"] = str(controller.agent.hierarchy or controller.agent.planner)[:60]
+        ledger.add(**row)
+
+
+def pool(ledger: Ledger) -> None:
+    """One row per controller over all runs."""
+    tests = [row for row in ledger.rows if row["kind"] == "test"]
+    ledger.rows = [row for row in ledger.rows if row["kind"] != "all"]
+    for name in dict.fromkeys(row["controller"] for row in tests):
+        mine = [row for row in tests if row["controller"] == name]
+        ledger.add(kind="all", controller=name, runs=len(mine), **rate(mine))
+
+
+def rate(rows: Sequence[Row]) -> Row:
+    """Success over all episodes of these rows, with its 95 % interval."""
+    wins = [won for row in rows for won in row["wins"]]
+    low, high = wilson(sum(wins), len(wins))
+    return {
+        "episodes": len(wins),
+        "success_rate": sum(wins) / len(wins),
+        "ci95_low": low,
+        "ci95_high": high,
+        "ms": float(np.mean([row["ms"] for row in rows])),
+    }
+
+
+if __name__ == "__main__":
+    main()
