@@ -204,7 +204,10 @@ def play(
         timed = time_decisions(trained.make_env(1), controller, held_out_seeds(3, block), 100)
         row: Row = {**key, **summarise(outcomes)}
         row |= {"decisions": float(np.mean([outcome.decisions for outcome in outcomes]))}
-        row |= {"ms": timed.ms_per_decision, "wins": [bool(outcome.success) for outcome in outcomes]}
+        row |= {
+            "ms": timed.ms_per_decision,
+            "wins": [bool(outcome.success) for outcome in outcomes],
+        }
         if isinstance(controller, AgentController):
             row["made"] = str(controller.agent.hierarchy or controller.agent.planner)[:60]
         ledger.add(**row)

@@ -404,6 +404,11 @@ def frame_of(
     if carried.imagined is not None and "position" in trained.readouts.sizes:
         imagined = trained.readouts(carried.imagined[0, age:])["position"].cpu().numpy()
         lines.append((np.vstack((quantities["position"], imagined)), pictures.IMAGINED))
+    wanted = () if carried.wanted is None else carried.wanted.levels
+    for probes, level, colour in zip(trained.probes, wanted, pictures.WANTED, strict=False):
+        if "position" in probes.sizes:
+            subgoals = probes(level.imagined[0])["position"].cpu().numpy()
+            lines.append((np.vstack((quantities["position"], subgoals)), colour))
     ends = quantities["position"], quantities["goal_position"]
     if geometry is None:
         return np.asarray(envs.draw_maze(maze["walls"][0], *ends, paths=lines))

@@ -308,6 +308,15 @@ def build_levels(jepa: JEPA, shapes: Sequence[LevelShape], seed: int) -> nn.Modu
     return nn.ModuleList(levels).to(jepa.device)
 
 
+def build_probes(levels: nn.ModuleList, sizes: Mapping[str, int], seed: int) -> nn.ModuleList:
+    """For each level above, readouts of named quantities: what it still knows, from `seed`."""
+    probes = []
+    for level in levels:
+        assert isinstance(level, Level)
+        probes.append(build_readouts(level.model, sizes, seed))
+    return nn.ModuleList(probes)
+
+
 def top_of(jepa: JEPA, levels: nn.ModuleList, cost: Cost, descent: Descent) -> tuple[JEPA, int]:
     """The top level as a world model of its own, and the steps that it looks ahead."""
     if not len(levels):

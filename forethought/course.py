@@ -45,11 +45,13 @@ from forethought.agent import (
     train_temporal,
 )
 from forethought.build import (
+    ReadoutStage,
     Round,
     Stages,
     build_agent,
     build_critic,
     build_levels,
+    build_probes,
     build_readouts,
     build_temporal,
     goal_term_of,
@@ -70,6 +72,7 @@ from forethought.worldmodel import (
     OnStep,
     Readouts,
     Snapshot,
+    chains,
     encode_dataset,
     encoded_blank,
     level_data,
@@ -162,6 +165,7 @@ class Course:
     readouts: Readouts = field(init=False)
     critic: Critic | None = field(init=False)
     levels: nn.ModuleList = field(init=False)
+    probes: nn.ModuleList = field(init=False)
     temporal: TemporalDistance | None = field(init=False)
     _latents: LatentData | None = field(init=False, default=None)
 
@@ -201,6 +205,7 @@ class Course:
                 "with a goal"
             )
         self.levels = build_levels(self.jepa, self.plan.levels, seed)
+        self.probes = build_probes(self.levels, sizes, seed)
         self.temporal = None
         if self.task.goal and self.plan.stages.temporal.steps:
             self.temporal = build_temporal(*self._top, seed)
@@ -228,7 +233,7 @@ class Course:
         if self.critic is not None:
             modules["critic"] = self.critic
         if len(self.levels):
-            modules["levels"] = self.levels
+            modules |= {"levels": self.levels, "probes": self.probes}
         if self.temporal is not None:
             modules["temporal"] = self.temporal
         self.snapshot = Snapshot(
@@ -265,13 +270,15 @@ class Course:
         """What TC(s, g) is learned on, and how far that looks ahead."""
         return top_of(self.jepa, self.levels, self.plan.cost, self.plan.descent)
 
-    def _data_of(self, place: int) -> LatentData:
-        """Cached latents of the world model, or of the level above that is the `place`-th."""
-        data = self.latents
+    def data_of(self, place: int) -> tuple[LatentData, dict[str, Tensor]]:
+        """Cached latents of the world model (0) or of a level above, and the quantities there."""
+        data, quantities = self.latents, quantities_of(self.held, self.jepa.device)
         for level in list(self.levels)[:place]:
             assert isinstance(level, Level)
+            order = chains(data, level.shape.stride)
+            quantities = {name: values[order] for name, values in quantities.items()}
             data = level_data(level, data)
-        return data
+        return data, quantities
 
     def hierarchy(self) -> Hierarchy | None:
         """The levels above as they plan; None without any."""
@@ -280,7 +287,8 @@ class Course:
     def _train(self, round_: int, metrics: Metrics) -> None:
         """All stages of one round."""
         stages = self.scaled(round_)
-        for module in (self.jepa, self.readouts, self.critic, self.levels, self.temporal):
+        heads = (self.readouts, self.critic, self.levels, self.probes, self.temporal)
+        for module in (self.jepa, *heads):
             if module is not None:
                 module.train().requires_grad_(True)
         if self.critic is not None:
@@ -318,6 +326,7 @@ class Course:
         }
         for place in range(len(self.levels)):
             train[f"levels {place + 2}"] = partial(self._train_level, place, stages.levels)
+            train[f"probes {place + 2}"] = partial(self._train_probes, place, stages.readouts)
         train["temporal"] = lambda on_step: self._train_temporal(stages.temporal, on_step)
         there = {
             "belief": self.jepa.correction is not None,
@@ -327,7 +336,7 @@ class Course:
         }
         for name, run in train.items():
             if there.get(name, True):
-                steps = getattr(stages, name.split()[0]).steps
+                steps = _steps(stages, name)
                 if name in ("critic", "temporal"):  # the cost that they learn from stays as it is
                     with self.task.bank.unchanged(
                         name, readouts=self.readouts, perception=self.jepa.perception
@@ -380,11 +389,32 @@ class Course:
     def _train_level(self, place: int, stage: LevelStage, on_step: OnStep) -> None:
         level = self.levels[place]
         assert isinstance(level, Level)
-        train_level(level, self._data_of(place), stage, self.generator, on_step, self.snapshot)
+        data, _ = self.data_of(place)
+        train_level(level, data, stage, self.generator, on_step, self.snapshot)
+
+    def _train_probes(self, place: int, stage: ReadoutStage, on_step: OnStep) -> None:
+        """What a level above still knows; nothing but the eye of an observer depends on it."""
+        level, probes = self.levels[place], self.probes[place]
+        assert isinstance(level, Level)
+        assert isinstance(probes, Readouts)
+        data, quantities = self.data_of(place + 1)
+        if not self.snapshot.replaying:
+            probes.standardise_by(quantities)
+        probes.fit(
+            level.model,
+            data,
+            quantities,
+            self.generator,
+            steps=stage.steps,
+            batch=stage.batch,
+            unroll=stage.unroll,
+            on_step=on_step,
+            snapshot=self.snapshot,
+        )
 
     def _train_temporal(self, stage: TemporalStage, on_step: OnStep) -> None:
         assert self.temporal is not None
-        data = self._data_of(len(self.levels))
+        data, _ = self.data_of(len(self.levels))
         train_temporal(
             self.temporal, self._top[0], data, stage, self.generator, on_step, self.snapshot
         )
@@ -400,7 +430,7 @@ class Course:
         """One stage, unless it is done: logged, with a progress bar."""
         if not steps or not self.snapshot.enter(f"{round_}/{name}"):
             return
-        before = sum(getattr(self.scaled(r), name.split()[0]).steps for r in range(round_))
+        before = sum(_steps(self.scaled(r), name) for r in range(round_))
         with progress_bar(f"train: {name}" + (f", round {round_}" if round_ else ""), steps) as bar:
 
             def on_step(step: int, values: dict[str, float]) -> None:
@@ -530,10 +560,17 @@ class Course:
             modules["critic"] = critic
             meta["discount"] = self.discount
         if len(self.levels):
-            modules["levels"] = self.levels
+            modules |= {"levels": self.levels, "probes": self.probes}
         if self.temporal is not None:
             modules["temporal"] = self.temporal
         save_checkpoint(self.folder.model, modules, meta)
+
+
+def _steps(stages: Stages, name: str) -> int:
+    """Updates of a stage, by its name in the log: `joint`, or `levels 2` and `probes 2`."""
+    kind = name.split()[0]
+    steps: int = getattr(stages, "readouts" if kind == "probes" else kind).steps
+    return steps
 
 
 def quantities_of(dataset: Dataset, device: torch.device) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from forethought.agent import (
     recorded_gaps,
     violation_rate,
 )
-from forethought.build import build_agent, build_readouts
+from forethought.build import build_agent
 from forethought.course import Course, environment_steps, quantities_of
 from forethought.envs import HELD_OUT_SEED, EnvSpec
 from forethought.run_folder import Metrics
@@ -29,10 +29,8 @@ from forethought.worldmodel import (
     LatentData,
     Level,
     Readouts,
-    chains,
     diagnose,
     examine,
-    level_data,
 )
 from forethought.worldmodel.latents import CODE, code_size
 
@@ -79,7 +77,7 @@ def finish(course: Course, latents: LatentData, metrics: Metrics, seconds: float
     )
     report |= agreement(agent, held.spec, course.plan.seed)
     report |= _recorded_gaps(course, latents, quantities, generator)
-    report |= _levels(course, latents, quantities, generator)
+    report |= _levels(course, generator)
     steps = sum(course.scaled(r).joint.steps for r in range(course.plan.rounds + 1))
     metrics.log("diagnostics", steps, report)
     folder.write_json("diagnostics.json", report)
@@ -96,42 +94,22 @@ def finish(course: Course, latents: LatentData, metrics: Metrics, seconds: float
     folder.snapshot.unlink(missing_ok=True)
 
 
-def _levels(
-    course: Course,
-    latents: LatentData,
-    quantities: dict[str, Tensor],
-    generator: torch.Generator,
-    *,
-    ahead: int = 6,
-) -> dict[str, float]:
+def _levels(course: Course, generator: torch.Generator, *, ahead: int = 6) -> dict[str, float]:
     """The diagnostics of each level above, as `level2_...` and so on.
 
-    Probes, which tell what a level still knows, are trained for this alone. `levelN_horizon` is
-    how far its open-loop errors look ahead, in decisions.
+    `levelN_horizon` is how far its open-loop errors look ahead, in decisions.
     """
     found: dict[str, float] = {}
-    stage, span = course.plan.stages.readouts, 1
-    for number, level in enumerate(course.levels, 2):
+    span = 1
+    for place, (level, probes) in enumerate(zip(course.levels, course.probes, strict=True)):
         assert isinstance(level, Level)
-        order = chains(latents, level.shape.stride)
-        quantities = {name: values[order] for name, values in quantities.items()}
-        latents = level_data(level, latents)
-        probes = build_readouts(level.model, course.readouts.sizes, course.plan.seed)
-        probes.standardise_by(quantities, anew=True)
-        unroll = min(ahead, int(latents.remaining.max()))
-        probes.fit(
-            level.model,
-            latents,
-            quantities,
-            generator,
-            steps=stage.steps,
-            batch=stage.batch,
-            unroll=unroll,
-        )
+        assert isinstance(probes, Readouts)
+        data, quantities = course.data_of(place + 1)
+        unroll = min(ahead, int(data.remaining.max()))
         span *= level.shape.stride
-        report = examine(level.model, latents, probes, quantities, unroll, generator)
+        report = examine(level.model, data, probes, quantities, unroll, generator)
         report["horizon"] = float(unroll * span)
-        found |= {f"level{number}_{name}": value for name, value in report.items()}
+        found |= {f"level{place + 2}_{name}": value for name, value in report.items()}
     return found
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 REAL = (37, 99, 235)
 IMAGINED = (234, 88, 12)
+# Subgoals of the levels above, from the lowest on; further ones are not drawn.
+WANTED = ((124, 58, 237), (13, 148, 136), (190, 24, 93))
 NOW = (120, 120, 120)
 
 # The panel, in pixels: height of a strip and of the lines above, width beside the curves.

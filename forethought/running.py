@@ -50,6 +50,7 @@ from forethought.build import (
     build_levels,
     build_model,
     build_policy,
+    build_probes,
     build_readouts,
     build_temporal,
     device_of,
@@ -102,6 +103,8 @@ class Trained:
         spec: the environment's description.
         readouts: heads that read named quantities from states.
         agent: the agent in Mode-2, with its policy where there is one.
+        probes: for each level above the world model, heads that read named quantities from its
+            states.
     """
 
     folder: RunFolder
@@ -109,6 +112,7 @@ class Trained:
     spec: EnvSpec
     readouts: Readouts
     agent: Agent
+    probes: tuple[Readouts, ...] = ()
 
     @staticmethod
     def load(run: str | Path, **options: Any) -> Trained:
@@ -192,8 +196,9 @@ def load(
         critic = build_critic(jepa, task, meta["discount"], seed, members)
         modules["critic"] = critic
     levels = build_levels(jepa, arguments["model"].levels, seed)
+    probes = build_probes(levels, meta["readouts"], seed)
     if len(levels):
-        modules["levels"] = levels
+        modules |= {"levels": levels, "probes": probes}
     temporal = None
     if task.goal and arguments["stages"].temporal.steps:
         top = top_of(jepa, levels, arguments["cost"], arguments["descent"])
@@ -223,7 +228,9 @@ def load(
         adjust=adjust,
         thinking=thinking,
     )
-    return Trained(folder, arguments, spec, readouts, agent)
+    probes.eval().requires_grad_(False)
+    told = tuple(probe for probe in probes if isinstance(probe, Readouts))
+    return Trained(folder, arguments, spec, readouts, agent, told)
 
 
 def _check_cost(

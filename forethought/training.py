@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +119,7 @@ def train(
     if held is None:
         _collect_first(folder.data, str(env), env_options, collection, seed)
         held = open_data(folder.data, env, spec.options, trust=trust)
-    _check_unrolls(held, stages)
+    _check_unrolls(held, stages, model)
     low = _bfloat16(precision, where)
     plan = Plan(
         losses, stages, rounds, round, cost, planner, recall, model.levels, descent, seed, low
@@ -158,11 +159,17 @@ def _collect_first(
     ranks.wait()
 
 
-def _check_unrolls(held: Dataset, stages: Stages) -> None:
+def _check_unrolls(held: Dataset, stages: Stages, model: Model) -> None:
     """Refuse unrolls longer than every episode now, and not after the first stage."""
     for stage in (stages.joint, stages.predictor):
         if stage.steps:
             held.windows(stage.unroll)
+    span, longest = math.prod(level.stride for level in model.levels), int(held.lengths.max())
+    if model.levels and span > longest:
+        raise ValueError(
+            f"model.levels: one step of the top level is {span} decisions, but the longest "
+            f"episode has {longest}: choose shorter strides, or longer episodes"
+        )
 
 
 def _walk(course: Course) -> None:

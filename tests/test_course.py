@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -589,3 +590,55 @@ def test_a_damaged_snapshot_is_named(
     assert "snapshot.safetensors is damaged or cut" in refusal(
         capsys, "train", "--resume", f"--run={run}"
     )
+
+
+LEVELS = [
+    "--env=forethought/DoubleIntegrator-v0",
+    "--env-options.episode-limit=14",
+    *FAST,
+    "--model.levels=[{stride: 2, latent_dim: 4, macro_dim: 2}, {stride: 2, latent_dim: 3}]",
+    "--stages.levels.steps=4",
+    "--stages.levels.batch=4",
+    "--stages.temporal.steps=4",
+    "--stages.temporal.batch=4",
+    "--cost.goal=temporal",
+    "--descent.horizon=[3, 2]",
+    "--descent.planner.iterations=2",
+    "--descent.planner.starts=2",
+]
+
+
+def test_levels_above_are_trained_kept_and_planned_with(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", *LEVELS, "--rounds=1")
+    stages = list(dict.fromkeys(row["stage"] for row in metrics_of(run)))
+    order = ["levels 2", "probes 2", "levels 3", "probes 3", "temporal"]
+    assert [stage for stage in stages if stage in order] == order
+    report = json.loads((run / "diagnostics.json").read_text())
+    assert report["level2_horizon"] == 12.0  # six steps of two decisions
+    assert report["level3_horizon"] == 12.0  # three of four
+    assert {"level3_latent_std", "level3_effective_rank", "level2_open_loop_ratio"} <= set(report)
+    held = Trained.load(run)
+    hierarchy = held.agent.hierarchy
+    assert hierarchy is not None
+    assert [level.shape.stride for level in hierarchy.levels] == [2, 2]
+    assert hierarchy.descent.horizon == (3, 2)
+    assert [probe.sizes for probe in held.probes] == [held.readouts.sizes] * 2
+    stored = load_file(run / "model.safetensors")
+    assert torch.equal(stored["levels.1.reach"], hierarchy.levels[1].reach)
+    outcome = held.play(1)[0]
+    assert outcome.decisions > 0
+    # Another way to plan, on the levels as they are.
+    other = Trained.load(run, descent=replace(hierarchy.descent, horizon=(1,))).agent.hierarchy
+    assert other is not None
+    assert other.descent.horizon == (1,)
+    again = trained(tmp_path / "again", *LEVELS, "--rounds=1")
+    assert equal(run, again)
+
+
+def test_levels_need_a_goal_and_long_enough_episodes(tmp_path: Path) -> None:
+    words = [*TINY, *PENDULUM, "--model.levels=[{stride: 2}]"]
+    with pytest.raises(ValueError, match=r"model.levels are given, but the task has no goal"):
+        forethought.call("train", [*words, f"--run={tmp_path / 'pendulum'}"])
+    words = [*TINY, *LEVELS, "--model.levels=[{stride: 20}]"]
+    with pytest.raises(ValueError, match=r"one step of the top level is 20 decisions"):
+        forethought.call("train", [*words, f"--run={tmp_path / 'short'}"])
