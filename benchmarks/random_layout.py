@@ -5,8 +5,8 @@
 
 Trains by `--config` (or takes `--run`, a finished run), reads agent, wall and door from the latent
 on held-out episodes, and plays blocks of held-out episodes beside random, greedy and scripted.
-`--arm ignoring` is the same training with all channels of the picture equally loud, for comparison:
-its probes say how much of the door it encodes, its rows what such a latent reaches.
+Two more arms of the same training stand beside it: `--arm equal`, all channels of the picture
+equally loud, and `--arm blind`, whose encoder does not see the walls.
 
 Writes `benchmarks/results/random_layout_CONFIG_SEED.json`. What is there already is not done
 again, and a training that was cut goes on: the same call finishes what it began.
@@ -49,7 +49,11 @@ from forethought.worldmodel.readouts import r_squared
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("position", "wall", "door")
-ARMS = {"recipe": [], "ignoring": ["--model.perception.gains=null"]}
+ARMS = {
+    "recipe": [],
+    "equal": ["--model.perception.gains=null"],
+    "blind": ["--model.perception.gains=[1.0, 1e-6]"],
+}
 PROBED = 1000  # held-out episodes, one observation of each
 LINEAR = 50_000  # states of the training data that the linear readout is fitted to
 Row = dict[str, Any]
