@@ -22,6 +22,7 @@ BRIEF = {
         "--stages.readouts.steps=10",
         "--stages.critic.steps=10",
         "--stages.temporal.steps=10",
+        "--stages.levels.steps=10",
         "--stages.belief.steps=10",
         "--planner.iterations=2",
     ],
