@@ -393,8 +393,14 @@ def distill(
 
     Raises:
         ValueError: every plan, or every roll-out of an update, has a non-finite energy; or
-            `how.settings` is above 0, and policy or model do not fit that.
+            `how.settings` is above 0, and policy or model do not fit that; or the agent plans on
+            levels above.
     """
+    if agent.hierarchy is not None:
+        raise ValueError(
+            "the agent plans on levels above (model.levels), and such plans cannot be distilled "
+            "yet: distill a run without levels"
+        )
     if how.settings:
         _check_settings(agent, policy)
     yardstick = None

@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from forethought.agent import REACH, Agent, Configurator, Cost, Descent, Hierarchy
+from forethought.agent import (
+    REACH,
+    Agent,
+    Configurator,
+    Cost,
+    Descent,
+    Distillation,
+    Hierarchy,
+    Policy,
+    distill,
+)
 from forethought.planners import CEM, Gradient, evaluate
 from forethought.worldmodel import (
     JEPA,
@@ -219,6 +229,12 @@ def test_what_is_wanted_is_an_ordinary_goal_term(trained: Level) -> None:
     torch.testing.assert_close(energy, missed.square().mean(-1).sum(-1))
     leaf = actions.double().requires_grad_()
     assert torch.autograd.grad(evaluate(problem, leaf.float())[0].sum(), leaf)[0].abs().min() > 0
+
+
+def test_plans_from_the_top_down_are_not_distilled(trained: Level) -> None:
+    policy = Policy(2, 2, goal=True)
+    with pytest.raises(ValueError, match="such plans cannot be distilled yet"):
+        distill(agent_of(trained), policy, torch.zeros(8, 2), Distillation(), seeded())
 
 
 def test_strange_subgoals_cost(trained: Level) -> None:
