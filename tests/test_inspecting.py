@@ -292,7 +292,10 @@ def test_results_by_return(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
 @pytest.mark.parametrize("names", [["one"], ["one", "other"]])
 def test_tensorboard(two: Path, names: list[str]) -> None:
-    code = "import sys; from forethought.cli import main; sys.exit(main(sys.argv[1:]))"
+    # A shell that runs tests in the background lets them ignore Ctrl-C, and what they start too.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = "import sys; from forethought.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = f"{heard}; {start}"
     words = [sys.executable, "-c", code, "show", *names, "--tensorboard"]
     pipe = subprocess.PIPE
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_PROXY": "127.0.0.1"}
