@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from forethought.agent.cost import GoalDistance, GoalTerm
-from forethought.planners import Deadline, Gradient, Planner, Problem, shift
+from forethought.planners import Deadline, Planner, Problem, shift
 from forethought.worldmodel.hierarchy import Level, lifted
 
 Condition = Literal["state", "macro"]
@@ -39,7 +39,7 @@ class Descent:
         reduction: how the distance to the goal is reduced over the steps of a level above.
         support: weight of a cost for states that are far from all known ones.
         scale: mean squared distance from the known ones at which that cost is half its weight.
-        planner: of the levels above.
+        planner: of the levels above; None is the agent's own.
     """
 
     horizon: tuple[int, ...] = (8,)
@@ -48,7 +48,7 @@ class Descent:
     reduction: Literal["sum", "softmin", "last"] = "sum"
     support: float = 0.0
     scale: float = 0.1
-    planner: Planner = Gradient()  # noqa: RUF009 - frozen
+    planner: Planner | None = None
 
     def __post_init__(self) -> None:
         if not self.horizon or min(self.horizon) < 1:
@@ -110,11 +110,13 @@ class Hierarchy:
 
     Args:
         levels: from the lowest on.
-        descent: how they plan.
+        planner: what they plan with.
+        descent: how they plan; its planner is not looked at.
         top: how far a state of the top level is from the goal there.
     """
 
     levels: tuple[Level, ...]
+    planner: Planner
     descent: Descent = Descent()
     top: GoalTerm = GoalDistance()  # noqa: RUF009 - frozen
 
@@ -211,9 +213,9 @@ class Hierarchy:
         proposals = None
         if last is not None:
             both = [last.plan, shift(last.plan)]
-            room = self.descent.planner.room
+            room = self.planner.room
             proposals = torch.stack(both if room is None else both[:room], 1)
-        plan = self.descent.planner.plan(
+        plan = self.planner.plan(
             problem, proposals=proposals, generator=generator, deadline=deadline
         )
         assert isinstance(plan.states, Tensor)

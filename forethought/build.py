@@ -327,14 +327,21 @@ def top_of(jepa: JEPA, levels: nn.ModuleList, cost: Cost, descent: Descent) -> t
 
 
 def hierarchy_of(
-    levels: nn.ModuleList, descent: Descent, cost: Cost, temporal: TemporalDistance | None
+    levels: nn.ModuleList,
+    planner: Planner,
+    descent: Descent,
+    cost: Cost,
+    temporal: TemporalDistance | None,
 ) -> Hierarchy | None:
-    """The levels as they plan, gradients of theirs switched off; None without any."""
+    """The levels as they plan, gradients of theirs switched off; None without any.
+
+    `planner` is the agent's; `descent` may hold another one.
+    """
     if not len(levels):
         return None
     levels.eval().requires_grad_(False)
     there = tuple(level for level in levels if isinstance(level, Level))
-    return Hierarchy(there, descent, goal_term_of(cost, temporal))
+    return Hierarchy(there, descent.planner or planner, descent, goal_term_of(cost, temporal))
 
 
 def goal_term_of(cost: Cost, temporal: TemporalDistance | None) -> GoalTerm:

@@ -282,7 +282,8 @@ class Course:
 
     def hierarchy(self) -> Hierarchy | None:
         """The levels above as they plan; None without any."""
-        return hierarchy_of(self.levels, self.plan.descent, self.plan.cost, self.temporal)
+        plan = self.plan
+        return hierarchy_of(self.levels, plan.planner, plan.descent, plan.cost, self.temporal)
 
     def _train(self, round_: int, metrics: Metrics) -> None:
         """All stages of one round."""

@@ -223,7 +223,11 @@ def load(
         recall=recall or arguments["recall"],
         goal_term=None if len(levels) else goal_term_of(cost or arguments["cost"], temporal),
         hierarchy=hierarchy_of(
-            levels, descent or arguments["descent"], cost or arguments["cost"], temporal
+            levels,
+            planner or arguments["planner"],
+            descent or arguments["descent"],
+            cost or arguments["cost"],
+            temporal,
         ),
         adjust=adjust,
         thinking=thinking,

@@ -299,9 +299,9 @@ def test_mazes_show_both_paths() -> None:
             return {"position": states}
 
     spec = SimpleNamespace(id="forethought/Maze-v0")
-    trained: Any = SimpleNamespace(spec=spec, readouts=Reading())
-    blank: Any = SimpleNamespace(imagined=None)
-    carried: Any = SimpleNamespace(imagined=course)
+    trained: Any = SimpleNamespace(spec=spec, readouts=Reading(), probes=())
+    blank: Any = SimpleNamespace(imagined=None, wanted=None)
+    carried: Any = SimpleNamespace(imagined=course, wanted=None)
     path = [start + np.array([0.0, 1.5])]
     frame = frame_of(trained, env, info, carried, path)
     assert len(path) == 2

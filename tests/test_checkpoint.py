@@ -25,6 +25,8 @@ from forethought.worldmodel import (
     FiLM,
     GRUPredictor,
     ImagePerception,
+    Level,
+    LevelShape,
     Losses,
     MixedPerception,
     Objective,
@@ -76,6 +78,12 @@ def mixed_encoder() -> MixedPerception:
     return model
 
 
+def level() -> Level:
+    model = Level(D, A, LevelShape(stride=2, latent_dim=3, macro_dim=2, hidden=8))
+    model.known.normal_()
+    return model
+
+
 Shape = tuple[int, ...]
 
 
@@ -97,6 +105,7 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Shape | dict[str, Shape]]]
     "GRUPredictor": (lambda: GRUPredictor(D, A, hidden=8, normalise=True), [(3, D), (3, A)]),
     "Correction": (lambda: shaken(Correction(D)), [(3, D), (3, D)]),
     "FiLM": (lambda: shaken(FiLM(2, D)), [(3, D), (3, 2)]),
+    "Level": (level, [(3, D), (3, 2, A)]),
     "Readouts": (readouts, [(3, D)]),
     "Objective": (objective, [(3, 5, D), (3, 4, D), (3, 4, A)]),
     "mlp": (lambda: mlp(D, [5], 2), [(3, D)]),

@@ -603,6 +603,7 @@ LEVELS = [
     "--stages.temporal.batch=4",
     "--cost.goal=temporal",
     "--descent.horizon=[3, 2]",
+    "--descent.planner=Gradient",
     "--descent.planner.iterations=2",
     "--descent.planner.starts=2",
 ]

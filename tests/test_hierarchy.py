@@ -136,6 +136,9 @@ def test_a_level_learns_what_its_chunks_do(trained: Level) -> None:
     error = (predicted - states[:, 1:]).square().mean()
     still = (states[:, :1] - states[:, 1:]).square().mean()
     assert error < 0.05 * still
+    start = walks(seed=1)
+    expected = trained.model.predict(trained.encode(start.states[:1]), macros[:1, 0])
+    torch.testing.assert_close(trained(start.states[:1], start.actions[None, :4]), expected)
     # Two numbers make all the difference, and neither space has collapsed onto fewer.
     assert states.flatten(0, 1).std(0).mean() > 0.7
     assert effective_rank(fresh.states) > 1.8
@@ -169,11 +172,11 @@ def test_discrete_actions_are_coded_one_hot() -> None:
 def agent_of(trained: Level, **how: Any) -> Agent:
     """Looks 4 steps ahead by itself, and 6 x 4 from above."""
     planner = Gradient(starts=8, iterations=10)
-    descent = Descent(horizon=(6,), planner=CEM(candidates=64, iterations=5), **how)
+    descent, above = Descent(horizon=(6,), **how), CEM(candidates=64, iterations=5)
     cost = Cost(horizon=4, discount=1.0)
     configurator = Configurator(cost, REACH, 0.1)
     model = JEPA(Seen(), Exact()).requires_grad_(False)
-    return Agent(model, configurator, planner, hierarchy=Hierarchy((trained,), descent))
+    return Agent(model, configurator, planner, hierarchy=Hierarchy((trained,), above, descent))
 
 
 @pytest.mark.parametrize("condition", ["state", "macro"])
@@ -258,7 +261,7 @@ def test_strange_subgoals_cost(trained: Level) -> None:
         (lambda: Descent(replan=1.5), r"descent.replan is 1.5: choose it in \(0, 1\]"),
         (lambda: Descent(condition="way"), "descent.condition is 'way': use one of"),  # type: ignore[arg-type]
         (lambda: Descent(support=math.inf), "descent.support is inf: choose 0 or more, finite"),
-        (lambda: Hierarchy(()), "levels is empty"),
+        (lambda: Hierarchy((), CEM()), "levels is empty"),
         (
             lambda: train_level(Level(2, 2, SHAPE), walks((3, 3)), STAGE, seeded()),
             "one step of a level is 4 of the level below, but the longest episode has 3",

@@ -168,6 +168,15 @@ class Level(nn.Module):
         self.register_buffer("reach", torch.tensor(float(shape.macro_dim) ** 0.5))
         self.register_buffer("known", torch.full((KNOWN, shape.latent_dim), math.nan))
 
+    def forward(self, below: Tensor, actions: Tensor) -> Tensor:
+        """The state `(N, D)` that comes k steps after states `(N, D_below)`.
+
+        Args:
+            below: states of the level below.
+            actions: the k actions of that level in between, `(N, k, A)`, or int64 `(N, k)`.
+        """
+        return self.model.predict(self.encode(below), self.macro(actions))
+
     def encode(self, below: Tensor) -> Tensor:
         """States `(..., D)` of states `(..., D_below)`."""
         return self.model.encode(below)
