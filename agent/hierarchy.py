@@ -36,7 +36,8 @@ class Descent:
         condition: what the level below minimises: "state", the distance of its re-encoded states
             from the subgoal (H-JEPA, 2610.06805); "macro", the distance of the macro-action that
             these states tell from the one planned, C(s, a) of figure 16.
-        reduction: how the distance to the goal is reduced over the steps of a level above.
+        reduction: how the distance to the goal is reduced over the steps of a level above; the
+            temperature of "softmin" is 1.
         support: weight of a cost for states that are far from all known ones.
         scale: mean squared distance from the known ones at which that cost is half its weight.
         planner: of the levels above; None is the agent's own.
@@ -239,6 +240,7 @@ def _conditioned(
     Rows that are near the goal keep their own goal term.
     """
     own: Any = problem.goal_cost
+    any_near = bool(wanted.near.any())
     context = dict(problem.context)
     context |= {"subgoal": wanted.imagined[:, 0], "near": wanted.near}
     context |= {"macro": wanted.plan[:, 0], "from": wanted.state}
@@ -252,7 +254,7 @@ def _conditioned(
         else:
             missed = level.told(context["from"].expand_as(reached), reached) - context["macro"]
         far = missed.square().mean(-1)
-        if not bool(wanted.near.any()):
+        if not any_near:
             return far
         here: Tensor = own(state, action, after, context, t)
         return torch.where(context["near"], here, far)

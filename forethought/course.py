@@ -204,6 +204,11 @@ class Course:
                 "model.levels are given, but the task has no goal: choose no levels, or a task "
                 "with a goal"
             )
+        if self.plan.levels and not self.plan.stages.levels.steps:
+            raise ValueError(
+                "model.levels are given, but stages.levels.steps is 0: choose 1 or more, or no "
+                "levels"
+            )
         self.levels = build_levels(self.jepa, self.plan.levels, seed)
         self.probes = build_probes(self.levels, sizes, seed)
         self.temporal = None

@@ -640,6 +640,9 @@ def test_levels_need_a_goal_and_long_enough_episodes(tmp_path: Path) -> None:
     words = [*TINY, *PENDULUM, "--model.levels=[{stride: 2}]"]
     with pytest.raises(ValueError, match=r"model.levels are given, but the task has no goal"):
         forethought.call("train", [*words, f"--run={tmp_path / 'pendulum'}"])
+    words = [*TINY, *LEVELS, "--stages.levels.steps=0", f"--run={tmp_path / 'untrained'}"]
+    with pytest.raises(ValueError, match=r"stages.levels.steps is 0: choose 1 or more"):
+        forethought.call("train", words)
     words = [*TINY, *LEVELS, "--model.levels=[{stride: 20}]"]
     with pytest.raises(ValueError, match=r"one step of the top level is 20 decisions"):
         forethought.call("train", [*words, f"--run={tmp_path / 'short'}"])

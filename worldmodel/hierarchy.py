@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from forethought.worldmodel import losses
+from forethought.worldmodel import losses, ranks
 from forethought.worldmodel.fit import OnStep, fit
 from forethought.worldmodel.jepa import JEPA, Actions
 from forethought.worldmodel.latents import LatentData
@@ -62,7 +62,7 @@ class LevelShape:
 
 @dataclass(frozen=True)
 class LevelStage:
-    """Training of each level above, on windows of the level below; 0 steps leaves them out.
+    """Training of each level above, on windows of the level below.
 
     Args:
         steps: number of updates of re-encoder, macro-actions and predictor together.
@@ -249,8 +249,9 @@ def train_level(
         encoded = level.encode(data.states[index[:, ::stride]])  # (B, T+1, D)
         predicted = level.model.rollout(encoded[:, 0], macros)
         total, terms = objective(encoded, predicted, macros)
-        spread = losses.variance(macros, flatten=True)
-        mixed = losses.covariance(macros, flatten=True)
+        gathered = ranks.gather(macros)
+        spread = losses.variance(gathered, flatten=True)
+        mixed = losses.covariance(gathered, flatten=True)
         total = total + weights.variance * spread + weights.covariance * mixed
         return total, terms | {"macro_variance": spread, "macro_covariance": mixed}
 
