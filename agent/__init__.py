@@ -51,7 +51,7 @@ from forethought.agent.evaluate import (
     violation_rate,
     wilson,
 )
-from forethought.agent.hierarchy import Descent, Hierarchy, Intentions
+from forethought.agent.hierarchy import Hierarchy, Intentions, TopDown
 from forethought.agent.loop import (
     AgentController,
     AgentPolicy,
@@ -87,7 +87,6 @@ __all__ = [
     "Critic",
     "CriticStage",
     "DemonstrationStage",
-    "Descent",
     "Distillation",
     "Effort",
     "GoalDistance",
@@ -119,6 +118,7 @@ __all__ = [
     "Thinking",
     "Timing",
     "Tolerance",
+    "TopDown",
     "Watch",
     "Weighted",
     "bootstrap_mean",

@@ -26,7 +26,7 @@ Condition = Literal["state", "macro"]
 
 
 @dataclass(frozen=True)
-class Descent:
+class TopDown:
     """How levels above the world model plan, and what they ask of the one below.
 
     Args:
@@ -36,8 +36,8 @@ class Descent:
         condition: what the level below minimises: "state", the distance of its re-encoded states
             from the subgoal (H-JEPA, 2610.06805); "macro", the distance of the macro-action that
             these states tell from the one planned, C(s, a) of figure 16.
-        reduction: how the distance to the goal is reduced over the steps of a level above; the
-            temperature of "softmin" is 1.
+        reduction: how the distance to the goal is reduced over the steps of a level above.
+        softmin_temperature: temperature of the reduction "softmin".
         support: weight of a cost for states that are far from all known ones.
         scale: mean squared distance from the known ones at which that cost is half its weight.
         planner: of the levels above; None is the agent's own.
@@ -47,27 +47,33 @@ class Descent:
     replan: float = 0.5
     condition: Condition = "state"
     reduction: Literal["sum", "softmin", "last"] = "sum"
+    softmin_temperature: float = 1.0
     support: float = 0.0
     scale: float = 0.1
     planner: Planner | None = None
 
     def __post_init__(self) -> None:
         if not self.horizon or min(self.horizon) < 1:
-            raise ValueError(f"descent.horizon is {self.horizon}: choose 1 or more for each level")
+            raise ValueError(f"top_down.horizon is {self.horizon}: choose 1 or more for each level")
         if not 0 < self.replan <= 1:
-            raise ValueError(f"descent.replan is {self.replan}: choose it in (0, 1]")
+            raise ValueError(f"top_down.replan is {self.replan}: choose it in (0, 1]")
         if self.condition not in get_args(Condition):
             raise ValueError(
-                f"descent.condition is {self.condition!r}: use one of {get_args(Condition)}"
+                f"top_down.condition is {self.condition!r}: use one of {get_args(Condition)}"
             )
         if self.reduction not in ("sum", "softmin", "last"):
             raise ValueError(
-                f"descent.reduction is {self.reduction!r}: use one of sum, softmin, last"
+                f"top_down.reduction is {self.reduction!r}: use one of sum, softmin, last"
+            )
+        if not 0 < self.softmin_temperature < float("inf"):
+            raise ValueError(
+                f"top_down.softmin_temperature is {self.softmin_temperature}: choose it above 0, "
+                "finite"
             )
         if not 0 <= self.support < float("inf"):
-            raise ValueError(f"descent.support is {self.support}: choose 0 or more, finite")
+            raise ValueError(f"top_down.support is {self.support}: choose 0 or more, finite")
         if not 0 < self.scale < float("inf"):
-            raise ValueError(f"descent.scale is {self.scale}: choose it above 0, finite")
+            raise ValueError(f"top_down.scale is {self.scale}: choose it above 0, finite")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +118,13 @@ class Hierarchy:
     Args:
         levels: from the lowest on.
         planner: what they plan with.
-        descent: how they plan; its planner is not looked at.
+        top_down: how they plan; its planner is not looked at.
         top: how far a state of the top level is from the goal there.
     """
 
     levels: tuple[Level, ...]
     planner: Planner
-    descent: Descent = Descent()
+    top_down: TopDown = TopDown()
     top: GoalTerm = GoalDistance()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
@@ -160,20 +166,20 @@ class Hierarchy:
 
     def towards(self, problem: Problem, wanted: Intentions) -> Problem:
         """The world model's own problem, whose goal term is what the lowest level above wants."""
-        return _conditioned(problem, self.levels[0], wanted.levels[0], self.descent.condition)
+        return _conditioned(problem, self.levels[0], wanted.levels[0], self.top_down.condition)
 
     def _pace(self, place: int) -> int:
         """Decisions between two plans of a level."""
         step = 1
         for level in self.levels[: place + 1]:
             step *= level.shape.stride
-        return max(1, int(self.descent.replan * step))
+        return max(1, int(self.top_down.replan * step))
 
     def _problem(
         self, place: int, state: Tensor, goal: Tensor, wanted: Intention | None
     ) -> Problem:
         """The planning problem of a level, in its own states and macro-actions."""
-        level, descent = self.levels[place], self.descent
+        level, top_down = self.levels[place], self.top_down
         reach = float(level.reach)
         bound = state.new_full((level.shape.macro_dim,), reach)
 
@@ -181,16 +187,17 @@ class Hierarchy:
             state: Tensor, action: Tensor, after: Tensor, context: Mapping[str, Tensor], t: Tensor
         ) -> Tensor:
             far = level.strange(after)
-            return descent.support * far / (far + descent.scale)
+            return top_down.support * far / (far + top_down.scale)
 
         problem = Problem(
             state=state,
             step=lambda s, m, z, context, t: level.model.predict(s, m),
             rollout=lambda s, m, z, context: level.model.rollout(s, m),
             goal_cost=self.top if wanted is None else GoalDistance(),
-            stage_cost=strange if descent.support else None,
-            reduction=descent.reduction,
-            horizon=descent.horizon[min(place, len(descent.horizon) - 1)],
+            stage_cost=strange if top_down.support else None,
+            reduction=top_down.reduction,
+            softmin_temperature=top_down.softmin_temperature,
+            horizon=top_down.horizon[min(place, len(top_down.horizon) - 1)],
             low=-bound,
             high=bound,
             max_norm=reach,
@@ -198,7 +205,7 @@ class Hierarchy:
         )
         if wanted is None:
             return problem
-        return _conditioned(problem, self.levels[place + 1], wanted, descent.condition)
+        return _conditioned(problem, self.levels[place + 1], wanted, top_down.condition)
 
     def _intend(
         self,

@@ -23,12 +23,12 @@ from forethought.agent import (
     AgentController,
     AgentState,
     Cost,
-    Descent,
     Mind,
     Mode,
     Outcome,
     Recall,
     Thinking,
+    TopDown,
     held_out_seeds,
     realised,
     realised_terms,
@@ -53,7 +53,7 @@ def act(
     planner: Planner = Gradient(),  # noqa: B008 - frozen
     cost: Cost = Cost(),  # noqa: B008 - frozen
     recall: Recall = Recall(),  # noqa: B008 - frozen
-    descent: Descent = Descent(),  # noqa: B008 - frozen
+    top_down: TopDown = TopDown(),  # noqa: B008 - frozen
     adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
     thinking: Thinking = Thinking(),  # noqa: B008 - frozen
     env_options: dict[str, Any] | None = None,
@@ -73,7 +73,7 @@ def act(
         planner: Mode-2's planner; by default the run's.
         cost: what is minimised; by default the run's.
         recall: what is remembered, and what for; by default the run's.
-        descent: how levels above the world model plan; by default the run's.
+        top_down: how levels above the world model plan; by default the run's.
         adjust: weights, aims and modulation other than the task's.
         thinking: when mode `auto` plans.
         env_options: options of the environment that replace the run's.
@@ -97,7 +97,7 @@ def act(
         planner=planner,
         cost=cost,
         recall=recall,
-        descent=descent,
+        top_down=top_down,
         adjust=adjust,
         thinking=thinking,
         device=device,

@@ -19,7 +19,6 @@ from forethought.agent import (
     Cost,
     Critic,
     CriticStage,
-    Descent,
     GoalDistance,
     GoalTerm,
     Hierarchy,
@@ -31,6 +30,7 @@ from forethought.agent import (
     TemporalDistance,
     TemporalStage,
     Thinking,
+    TopDown,
 )
 from forethought.agent.setting_code import setting_size
 from forethought.envs import EnvSpec
@@ -290,7 +290,7 @@ def build_critic(jepa: JEPA, task: Task, discount: float, seed: int, members: in
 
 
 def build_temporal(jepa: JEPA, horizon: int, seed: int) -> TemporalDistance:
-    """TC(s, g) whose effective horizon 1 / (1 - gamma) is that of planning, from `seed`."""
+    """TC(s, g) whose effective horizon 1 / (1 - gamma) is `horizon`, from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 4)
         return TemporalDistance(jepa.latent_dim, 1 - 1 / max(2, horizon)).to(jepa.device)
@@ -317,31 +317,33 @@ def build_probes(levels: nn.ModuleList, sizes: Mapping[str, int], seed: int) -> 
     return nn.ModuleList(probes)
 
 
-def top_of(jepa: JEPA, levels: nn.ModuleList, cost: Cost, descent: Descent) -> tuple[JEPA, int]:
-    """The top level as a world model of its own, and the steps that it looks ahead."""
+def top_of(
+    jepa: JEPA, levels: nn.ModuleList, cost: Cost, top_down: TopDown, stage: TemporalStage
+) -> tuple[JEPA, int]:
+    """The top level as a world model of its own, and how far its TC(s, g) looks ahead."""
     if not len(levels):
-        return jepa, cost.horizon
+        return jepa, stage.horizon or cost.horizon
     top = levels[-1]
     assert isinstance(top, Level)
-    return top.model, descent.horizon[min(len(levels), len(descent.horizon)) - 1]
+    return top.model, stage.horizon or top_down.horizon[min(len(levels), len(top_down.horizon)) - 1]
 
 
 def hierarchy_of(
     levels: nn.ModuleList,
     planner: Planner,
-    descent: Descent,
+    top_down: TopDown,
     cost: Cost,
     temporal: TemporalDistance | None,
 ) -> Hierarchy | None:
     """The levels as they plan, gradients of theirs switched off; None without any.
 
-    `planner` is the agent's; `descent` may hold another one.
+    `planner` is the agent's; `top_down` may hold another one.
     """
     if not len(levels):
         return None
     levels.eval().requires_grad_(False)
     there = tuple(level for level in levels if isinstance(level, Level))
-    return Hierarchy(there, descent.planner or planner, descent, goal_term_of(cost, temporal))
+    return Hierarchy(there, top_down.planner or planner, top_down, goal_term_of(cost, temporal))
 
 
 def goal_term_of(cost: Cost, temporal: TemporalDistance | None) -> GoalTerm:

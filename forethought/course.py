@@ -32,12 +32,12 @@ from forethought.agent import (
     Cost,
     Critic,
     CriticStage,
-    Descent,
     Hierarchy,
     Recall,
     Task,
     TemporalDistance,
     TemporalStage,
+    TopDown,
     recollect,
     remember_episodes,
     terminations,
@@ -125,7 +125,7 @@ class Plan:
         planner: what the agent plans with.
         recall: what the agent remembers, and what for.
         levels: sizes of the levels above the world model.
-        descent: how those plan.
+        top_down: how those plan.
         seed: seed of everything.
         bfloat16: whether the joint stage runs in bfloat16.
     """
@@ -138,7 +138,7 @@ class Plan:
     planner: Planner
     recall: Recall
     levels: tuple[LevelShape, ...]
-    descent: Descent
+    top_down: TopDown
     seed: int
     bfloat16: bool = False
 
@@ -273,7 +273,8 @@ class Course:
     @property
     def _top(self) -> tuple[JEPA, int]:
         """What TC(s, g) is learned on, and how far that looks ahead."""
-        return top_of(self.jepa, self.levels, self.plan.cost, self.plan.descent)
+        plan = self.plan
+        return top_of(self.jepa, self.levels, plan.cost, plan.top_down, plan.stages.temporal)
 
     def data_of(self, place: int) -> tuple[LatentData, dict[str, Tensor]]:
         """Cached latents of the world model (0) or of a level above, and the quantities there."""
@@ -288,7 +289,7 @@ class Course:
     def hierarchy(self) -> Hierarchy | None:
         """The levels above as they plan; None without any."""
         plan = self.plan
-        return hierarchy_of(self.levels, plan.planner, plan.descent, plan.cost, self.temporal)
+        return hierarchy_of(self.levels, plan.planner, plan.top_down, plan.cost, self.temporal)
 
     def _train(self, round_: int, metrics: Metrics) -> None:
         """All stages of one round."""

@@ -27,7 +27,6 @@ from forethought.agent import (
     AgentController,
     Controller,
     Cost,
-    Descent,
     Distillation,
     Mode,
     Outcome,
@@ -35,6 +34,7 @@ from forethought.agent import (
     Recall,
     Task,
     Thinking,
+    TopDown,
     Watch,
     held_out_seeds,
     price_for,
@@ -143,7 +143,7 @@ def load(
     planner: Planner | None = None,
     cost: Cost | None = None,
     recall: Recall | None = None,
-    descent: Descent | None = None,
+    top_down: TopDown | None = None,
     adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
     thinking: Thinking = Thinking(),  # noqa: B008 - frozen
     device: str = "auto",
@@ -156,7 +156,7 @@ def load(
         planner: plan with this instead of with the run's own planner.
         cost: minimise this instead of the run's own cost.
         recall: remember this way instead of the run's own.
-        descent: plan on the levels above in this way instead of the run's own.
+        top_down: plan on the levels above in this way instead of the run's own.
         adjust: weights, aims and modulation other than the task's.
         thinking: when mode `auto` plans.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -201,7 +201,8 @@ def load(
         modules |= {"levels": levels, "probes": probes}
     temporal = None
     if task.goal and arguments["stages"].temporal.steps:
-        top = top_of(jepa, levels, arguments["cost"], arguments["descent"])
+        stage = arguments["stages"].temporal
+        top = top_of(jepa, levels, arguments["cost"], arguments["top_down"], stage)
         temporal = build_temporal(*top, seed)
         modules["temporal"] = temporal
     load_checkpoint(folder.model, modules)
@@ -225,7 +226,7 @@ def load(
         hierarchy=hierarchy_of(
             levels,
             planner or arguments["planner"],
-            descent or arguments["descent"],
+            top_down or arguments["top_down"],
             cost or arguments["cost"],
             temporal,
         ),
@@ -280,7 +281,7 @@ def defaults_from_run(run: Path, verb: str, *, trust: bool = False) -> list[str]
     config = read_yaml(folder.config)
     if not trust:  # parsing them would import them
         refuse_strangers_in_run(config, folder.config)
-    own = ("distillation",) if verb == "distill" else ("recall", "descent")
+    own = ("distillation",) if verb == "distill" else ("recall", "top_down")
     choices = ("planner", "cost", *own)
     kept = {name: config[name] for name in choices if name in config}
     return ["--config", yaml.safe_dump(kept) + "\n"]
@@ -294,7 +295,7 @@ def evaluate(
     planner: Planner = Gradient(),  # noqa: B008 - frozen
     cost: Cost = Cost(),  # noqa: B008 - frozen
     recall: Recall = Recall(),  # noqa: B008 - frozen
-    descent: Descent = Descent(),  # noqa: B008 - frozen
+    top_down: TopDown = TopDown(),  # noqa: B008 - frozen
     adjust: Adjustment = Adjustment(),  # noqa: B008 - frozen
     thinking: Thinking = Thinking(),  # noqa: B008 - frozen
     episodes: int = 100,
@@ -316,7 +317,7 @@ def evaluate(
         planner: Mode-2's planner; by default the run's.
         cost: what is minimised; by default the run's.
         recall: what is remembered, and what for; by default the run's.
-        descent: how levels above the world model plan; by default the run's.
+        top_down: how levels above the world model plan; by default the run's.
         adjust: weights, aims and modulation other than the task's.
         thinking: when mode `auto` plans.
         episodes: number of held-out episodes.
@@ -340,7 +341,7 @@ def evaluate(
         planner=planner,
         cost=cost,
         recall=recall,
-        descent=descent,
+        top_down=top_down,
         adjust=adjust,
         thinking=thinking,
         device=device,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from forethought.agent import REACH, Cost, Descent, Distillation, Recall, Task, task_from_reward
+from forethought.agent import REACH, Cost, Distillation, Recall, Task, TopDown, task_from_reward
 from forethought.build import Collection, Model, Round, Stages, build_model, device_of
 from forethought.checking import check_task, open_data, report_check
 from forethought.collecting import collect_for, collected, spec_by_id
@@ -47,7 +47,7 @@ def train(
     cost: Cost = Cost(),  # noqa: B008 - frozen
     planner: Planner = Gradient(),  # noqa: B008 - frozen
     recall: Recall = Recall(),  # noqa: B008 - frozen
-    descent: Descent = Descent(),  # noqa: B008 - frozen
+    top_down: TopDown = TopDown(),  # noqa: B008 - frozen
     distillation: Distillation = Distillation(),  # noqa: B008 - frozen
     precision: Precision = "auto",
     resume: bool = False,
@@ -78,7 +78,7 @@ def train(
         cost: how the agent sums energies up.
         planner: how the agent plans.
         recall: what the agent remembers of an episode, and what for.
-        descent: how levels above the world model plan, where there are any (`model.levels`).
+        top_down: how levels above the world model plan, where there are any (`model.levels`).
         distillation: how `distill` will compile plans into a policy; not used in training.
         precision: of the joint stage; `auto` is bfloat16 on CUDA and float32 elsewhere.
         resume: go on with the run that is there; its own configuration counts.
@@ -122,7 +122,7 @@ def train(
     _check_unrolls(held, stages, model)
     low = _bfloat16(precision, where)
     plan = Plan(
-        losses, stages, rounds, round, cost, planner, recall, model.levels, descent, seed, low
+        losses, stages, rounds, round, cost, planner, recall, model.levels, top_down, seed, low
     )
     course = Course(folder, held.folder, _task(task, folder, held, trust=trusted), plan, jepa, held)
     _say_what_readouts_do(course)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from test_run_folder import refusal
 
 import forethought
+from forethought.agent import TemporalCost
 from forethought.build import Round
 from forethought.cli import main
 from forethought.course import environment_steps, episode_returns, quantities_of
@@ -601,11 +602,12 @@ LEVELS = [
     "--stages.levels.batch=4",
     "--stages.temporal.steps=4",
     "--stages.temporal.batch=4",
+    "--stages.temporal.horizon=9",
     "--cost.goal=temporal",
-    "--descent.horizon=[3, 2]",
-    "--descent.planner=Gradient",
-    "--descent.planner.iterations=2",
-    "--descent.planner.starts=2",
+    "--top_down.horizon=[3, 2]",
+    "--top_down.planner=Gradient",
+    "--top_down.planner.iterations=2",
+    "--top_down.planner.starts=2",
 ]
 
 
@@ -622,16 +624,18 @@ def test_levels_above_are_trained_kept_and_planned_with(tmp_path: Path) -> None:
     hierarchy = held.agent.hierarchy
     assert hierarchy is not None
     assert [level.shape.stride for level in hierarchy.levels] == [2, 2]
-    assert hierarchy.descent.horizon == (3, 2)
+    assert hierarchy.top_down.horizon == (3, 2)
+    assert isinstance(hierarchy.top, TemporalCost)
+    assert hierarchy.top.module.discount == pytest.approx(1 - 1 / 9)
     assert [probe.sizes for probe in held.probes] == [held.readouts.sizes] * 2
     stored = load_file(run / "model.safetensors")
     assert torch.equal(stored["levels.1.reach"], hierarchy.levels[1].reach)
     outcome = held.play(1)[0]
     assert outcome.decisions > 0
     # Another way to plan, on the levels as they are.
-    other = Trained.load(run, descent=replace(hierarchy.descent, horizon=(1,))).agent.hierarchy
+    other = Trained.load(run, top_down=replace(hierarchy.top_down, horizon=(1,))).agent.hierarchy
     assert other is not None
-    assert other.descent.horizon == (1,)
+    assert other.top_down.horizon == (1,)
     again = trained(tmp_path / "again", *LEVELS, "--rounds=1")
     assert equal(run, again)
 

@@ -18,10 +18,10 @@ from forethought.agent import (
     Agent,
     Configurator,
     Cost,
-    Descent,
     Distillation,
     Hierarchy,
     Policy,
+    TopDown,
     distill,
 )
 from forethought.planners import CEM, Gradient, evaluate
@@ -172,11 +172,11 @@ def test_discrete_actions_are_coded_one_hot() -> None:
 def agent_of(trained: Level, **how: Any) -> Agent:
     """Looks 4 steps ahead by itself, and 6 x 4 from above."""
     planner = Gradient(starts=8, iterations=10)
-    descent, above = Descent(horizon=(6,), **how), CEM(candidates=64, iterations=5)
+    top_down, above = TopDown(horizon=(6,), **how), CEM(candidates=64, iterations=5)
     cost = Cost(horizon=4, discount=1.0)
     configurator = Configurator(cost, REACH, 0.1)
     model = JEPA(Seen(), Exact()).requires_grad_(False)
-    return Agent(model, configurator, planner, hierarchy=Hierarchy((trained,), above, descent))
+    return Agent(model, configurator, planner, hierarchy=Hierarchy((trained,), above, top_down))
 
 
 @pytest.mark.parametrize("condition", ["state", "macro"])
@@ -257,10 +257,14 @@ def test_strange_subgoals_cost(trained: Level) -> None:
     [
         (lambda: LevelShape(stride=1), "stride is 1: choose 2 or more"),
         (lambda: LevelStage(batch=1), r"stages.levels.batch is 1: choose 2 or more"),
-        (lambda: Descent(horizon=()), r"descent.horizon is \(\): choose 1 or more for each level"),
-        (lambda: Descent(replan=1.5), r"descent.replan is 1.5: choose it in \(0, 1\]"),
-        (lambda: Descent(condition="way"), "descent.condition is 'way': use one of"),  # type: ignore[arg-type]
-        (lambda: Descent(support=math.inf), "descent.support is inf: choose 0 or more, finite"),
+        (lambda: TopDown(horizon=()), r"top_down.horizon is \(\): choose 1 or more for each level"),
+        (lambda: TopDown(replan=1.5), r"top_down.replan is 1.5: choose it in \(0, 1\]"),
+        (lambda: TopDown(condition="way"), "top_down.condition is 'way': use one of"),  # type: ignore[arg-type]
+        (lambda: TopDown(support=math.inf), "top_down.support is inf: choose 0 or more, finite"),
+        (
+            lambda: TopDown(softmin_temperature=0.0),
+            "top_down.softmin_temperature is 0.0: choose it above 0, finite",
+        ),
         (lambda: Hierarchy((), CEM()), "levels is empty"),
         (
             lambda: train_level(Level(2, 2, SHAPE), walks((3, 3)), STAGE, seeded()),

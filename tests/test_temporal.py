@@ -430,6 +430,7 @@ def test_sizes_are_checked(name: str) -> None:
         ("steps", -1, "choose 0 or more"),
         ("batch", 1, "choose 2 or more"),
         ("window", 0, "choose 1 or more"),
+        ("horizon", -1, "choose 0 or more"),
         ("actions", -1, "choose 0 or more"),
         ("weight", 0.0, "choose it above 0, finite"),
         ("weight", math.nan, "choose it above 0, finite"),

@@ -89,6 +89,8 @@ class TemporalStage:
 
     Args:
         steps: number of updates.
+        horizon: effective horizon 1 / (1 - gamma), in decisions; of farther goals it tells little,
+            and nearer ones it learns the worse, the longer it is. 0 is that of planning.
         batch: windows per update.
         window: decisions per window, which is also how far the model predicts.
         actions: random actions tried in the model at as many states as there are windows, whose
@@ -99,6 +101,7 @@ class TemporalStage:
     """
 
     steps: int = 2000
+    horizon: int = 0
     batch: int = 64
     window: int = 8
     actions: int = 0
@@ -106,7 +109,8 @@ class TemporalStage:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name, smallest in (("steps", 0), ("batch", 2), ("window", 1), ("actions", 0)):
+        least = {"steps": 0, "horizon": 0, "batch": 2, "window": 1, "actions": 0}
+        for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(
                     f"stages.temporal.{name} is {getattr(self, name)}: choose {smallest} or more"
