@@ -298,6 +298,7 @@ class Course:
         for module in (self.jepa, *heads):
             if module is not None:
                 module.train().requires_grad_(True)
+        self.jepa.eval()  # the stages that train it say so; the others only look
         if self.critic is not None:
             self.critic.slow.requires_grad_(False)
         device = self.jepa.device

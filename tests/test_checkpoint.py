@@ -20,7 +20,11 @@ from forethought.envs import shard
 from forethought.worldmodel import (
     JEPA,
     Actions,
+    Attention,
     AutoPerception,
+    BatchNorm,
+    Block,
+    CausalPredictor,
     Correction,
     FiLM,
     GRUPredictor,
@@ -30,10 +34,13 @@ from forethought.worldmodel import (
     Losses,
     MixedPerception,
     Objective,
+    Projector,
     Readouts,
     ResidualMLP,
     Standardise,
+    Transformer,
     VectorPerception,
+    ViTPerception,
     load_checkpoint,
     mlp,
     read_meta,
@@ -94,6 +101,27 @@ def shaken(module: nn.Module) -> nn.Module:
     return module
 
 
+def batch_norm() -> BatchNorm:
+    model = BatchNorm(D)
+    model(torch.randn(6, D))
+    return model.eval()
+
+
+def vision() -> ViTPerception:
+    model = ViTPerception(
+        image_spec(2, 8, 8), latent_dim=D, patch=4, width=6, depth=1, heads=2, projector=5
+    )
+    model.standardise.fit(torch.randn(2), torch.rand(2) + 0.5)
+    model(torch.randn(6, 2, 8, 8))
+    return model.eval()
+
+
+def causal() -> nn.Module:
+    model = shaken(CausalPredictor(D, A, heads=2, depth=1, projector=5))
+    model(torch.randn(6, D), torch.randn(6, A))
+    return model.eval()
+
+
 MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Shape | dict[str, Shape]]]] = {
     "Actions": (lambda: Actions(3, discrete=True, embedding=2), [(5, 3)]),
     "AutoPerception": (lambda: AutoPerception(image_spec(2, 8, 8), latent_dim=D), [(3, 2, 8, 8)]),
@@ -103,6 +131,13 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Shape | dict[str, Shape]]]
     "VectorPerception": (vector_encoder, [(3, 5)]),
     "ResidualMLP": (lambda: ResidualMLP(D, A, hidden=8), [(3, D), (3, A)]),
     "GRUPredictor": (lambda: GRUPredictor(D, A, hidden=8, normalise=True), [(3, D), (3, A)]),
+    "Attention": (lambda: Attention(D, 2, head_dim=3), [(3, 5, D)]),
+    "BatchNorm": (batch_norm, [(3, D)]),
+    "Block": (lambda: shaken(Block(D, 2, condition_dim=2)), [(3, 5, D), (3, 5, 2)]),
+    "CausalPredictor": (causal, [(3, D), (3, A)]),
+    "Projector": (lambda: Projector(D, 5, 2).eval(), [(3, D)]),
+    "Transformer": (lambda: shaken(Transformer(D, 2, 2)), [(3, 5, D)]),
+    "ViTPerception": (vision, [(3, 2, 8, 8)]),
     "Correction": (lambda: shaken(Correction(D)), [(3, D), (3, D)]),
     "FiLM": (lambda: shaken(FiLM(2, D)), [(3, D), (3, 2)]),
     "Level": (level, [(3, D), (3, 2, A)]),

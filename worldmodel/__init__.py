@@ -7,6 +7,7 @@ from forethought.worldmodel.belief import (
     is_normalised,
     train_belief,
 )
+from forethought.worldmodel.causal import CausalPredictor
 from forethought.worldmodel.checkpoint import (
     load_checkpoint,
     read_meta,
@@ -38,6 +39,7 @@ from forethought.worldmodel.perception import (
     mlp,
 )
 from forethought.worldmodel.predictors import GRUPredictor, Predictor, ResidualMLP
+from forethought.worldmodel.projector import BatchNorm, Projector
 from forethought.worldmodel.readouts import Readouts
 from forethought.worldmodel.snapshot import Snapshot
 from forethought.worldmodel.train import (
@@ -46,18 +48,32 @@ from forethought.worldmodel.train import (
     train_joint,
     train_predictor,
 )
+from forethought.worldmodel.transformer import (
+    Attention,
+    Block,
+    KeysValues,
+    Transformer,
+    attend,
+    causal_mask,
+)
+from forethought.worldmodel.vision import ViTPerception
 
 __all__ = [
     "JEPA",
     "Actions",
+    "Attention",
     "AutoPerception",
+    "BatchNorm",
     "BeliefStage",
+    "Block",
+    "CausalPredictor",
     "Correction",
     "Entries",
     "FiLM",
     "GRUPredictor",
     "ImagePerception",
     "JointStage",
+    "KeysValues",
     "LatentData",
     "Level",
     "LevelShape",
@@ -72,12 +88,17 @@ __all__ = [
     "Perception",
     "Predictor",
     "PredictorStage",
+    "Projector",
     "Readouts",
     "ResidualMLP",
     "Snapshot",
     "Standardise",
+    "Transformer",
     "VectorPerception",
+    "ViTPerception",
     "action_error",
+    "attend",
+    "causal_mask",
     "chains",
     "diagnose",
     "effective_rank",

@@ -22,7 +22,7 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from forethought.envs import EnvSpec
-from forethought.worldmodel.fit import OnStep, fit
+from forethought.worldmodel.fit import OnStep, fit, in_mode
 from forethought.worldmodel.perception import Context, Perception, mlp
 from forethought.worldmodel.snapshot import Snapshot
 
@@ -74,7 +74,8 @@ def is_normalised(perception: Perception, spec: EnvSpec) -> bool:
     device = next(perception.parameters()).device
     size = perception.modulation_dim
     context = ({"modulation": torch.zeros(1, size, device=device)},) if size else ()
-    state = perception(_zeros(spec.observation_space, device), *context)[0]
+    with in_mode(perception, training=False):
+        state = perception(_zeros(spec.observation_space, device), *context)[0]
     off = torch.stack((state.mean(), state.var(unbiased=False) - 1))
     return bool((off.abs() < 1e-2).all())
 

@@ -6,7 +6,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -51,6 +52,20 @@ class _Patience:
         self.asked = True
 
 
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """A module in training mode or out of it, and afterwards as it was.
+
+    Dropout and batch normalisation do in training what would be wrong anywhere else.
+    """
+    before = module.training
+    module.train(training)
+    try:
+        yield
+    finally:
+        module.train(before)
+
+
 def fit(
     parameters: Iterable[nn.Parameter],
     loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
@@ -62,6 +77,7 @@ def fit(
     log_every: int = 50,
     clip: float = 10.0,
     warmup: int = 50,
+    weight_decay: float = 0.0,
 ) -> None:
     """Minimise `loss` by Adam with a linear warm-up and a cosine decay to zero.
 
@@ -77,7 +93,9 @@ def fit(
             of its own for this call.
         log_every: steps between two calls of `on_step`.
         clip: largest norm of the gradient.
-        warmup: steps of linear warm-up.
+        warmup: steps of linear warm-up, at most a tenth of all.
+        weight_decay: share of every weight that a step at learning rate 1 would take away, apart
+            from the gradient (AdamW, Loshchilov and Hutter 2017, 1711.05101); 0 is Adam.
 
     Raises:
         NonFiniteLossError: the loss or its gradient is not finite; nothing was updated with it,
@@ -87,7 +105,11 @@ def fit(
     if not steps:
         return
     trained = [p for p in parameters if p.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=learning_rate, fused=True)
+    optimiser: torch.optim.Optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
+    if weight_decay:
+        optimiser = torch.optim.AdamW(
+            trained, lr=learning_rate, weight_decay=weight_decay, fused=True
+        )
     warmup = min(warmup, max(1, steps // 10))
     first = 0 if snapshot is None else snapshot.begin(optimiser)
     began, done = time.perf_counter(), first

@@ -166,6 +166,19 @@ class JEPA(nn.Module):
         next_state: Tensor = self.predictor(state, self.actions(action), latent, context)
         return next_state
 
+    def sequence(self, states: Tensor, actions: Tensor, context: Context | None = None) -> Tensor:
+        """The state after each of the given ones: teacher forcing, keeping the gradient.
+
+        Args:
+            states: `(N, T, D)`.
+            actions: `(N, T, A)`, discrete ones `(N, T)` or `(N, T, n)`.
+            context: conditioning, tensors with leading axis N, or None.
+
+        Returns:
+            `(N, T, D)`; see `Predictor.sequence`.
+        """
+        return self.predictor.sequence(states, self.actions(actions), context)
+
     def rollout(
         self,
         state: Tensor,
@@ -175,8 +188,8 @@ class JEPA(nn.Module):
     ) -> Tensor:
         """Unroll the predictor, keeping the gradient.
 
-        A predictor with frozen parameters may take all steps at once (`Predictor.unroll`), which
-        rounds otherwise; one in training never does.
+        A predictor may take all steps at once (`Predictor.unroll`): with frozen parameters where
+        that is faster, which rounds otherwise; always where it sees earlier states of a roll-out.
 
         Args:
             state: starting states, `(N, D)`.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from forethought.envs import Dataset
+from forethought.worldmodel.fit import in_mode
 from forethought.worldmodel.jepa import JEPA
 
 CODE = "code"  # the named quantity that holds what a setting tells modulated modules
@@ -133,6 +134,8 @@ class LatentData:
 def encode_dataset(model: JEPA, dataset: Dataset, batch: int = 512) -> LatentData:
     """Encode all observations of `dataset`, in the order of its flat arrays.
 
+    Each for itself, whatever mode the model is in: no dropout, no statistics of a batch.
+
     Raises:
         ValueError: the model is modulated, and the data hold no codes that fit.
     """
@@ -140,12 +143,13 @@ def encode_dataset(model: JEPA, dataset: Dataset, batch: int = 512) -> LatentDat
     codes = codes_of(dataset, code_size(model), device)
     chunks = dataset.observation_chunks(batch)
     told_each = repeat(None) if codes is None else torch.split(codes, batch)
-    states = torch.cat(
-        [
-            model.encode(to_tensor(chunk, device), told(code))
-            for chunk, code in zip(chunks, told_each, strict=False)
-        ]
-    )
+    with in_mode(model.perception, training=False):
+        states = torch.cat(
+            [
+                model.encode(to_tensor(chunk, device), told(code))
+                for chunk, code in zip(chunks, told_each, strict=False)
+            ]
+        )
     remaining = np.concatenate([np.arange(length, -1, -1) for length in dataset.lengths])
     taken = dataset.arrays("actions")
     actions = np.zeros((len(remaining), taken.shape[1]), taken.dtype)

@@ -54,11 +54,33 @@ class Predictor(nn.Module, ABC):
                 `(N, M)`.
         """
 
-    def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
-        """All steps of a roll-out at once, where that is faster than one after the other.
+    def sequence(self, states: Tensor, actions: Tensor, context: Context | None = None) -> Tensor:
+        """The state after each of the given ones (teacher forcing), from it and those before.
 
-        What `forward` gives in a loop without latent and context, up to rounding, with the same
-        derivatives in state and actions; none in the parameters, which have to be frozen.
+        By default a step from each alone. A predictor with a window sees the states before, at
+        most as many as the window holds.
+
+        Args:
+            states: `(N, T, D)`.
+            actions: `(N, T, A)`.
+            context: conditioning, tensors with leading axis N, or None.
+
+        Returns:
+            `(N, T, D)`; row t follows state t and depends on nothing after it.
+        """
+        rows, length = states.shape[:2]
+        if context is not None:
+            context = {name: held.repeat_interleave(length, 0) for name, held in context.items()}
+        after = self(states.flatten(0, 1), actions.flatten(0, 1), None, context)
+        return torch.unflatten(after, 0, (rows, length))
+
+    def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
+        """All steps of a roll-out at once: where that is faster, or where a step sees earlier ones.
+
+        A predictor of single states gives what `forward` gives in a loop without latent and
+        context, up to rounding, with the same derivatives in state and actions; it may have none
+        in the parameters and then gives None unless they are frozen. A predictor with a window
+        sees the states of the roll-out before: its first step is `forward`, later ones are not.
 
         Args:
             state: starting states, `(N, D)`.

@@ -8,15 +8,16 @@ unrolls of cached latents.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forethought.envs import Dataset, Windows
-from forethought.worldmodel.fit import OnStep, fit
+from forethought.worldmodel.fit import OnStep, fit, in_mode
 from forethought.worldmodel.jepa import JEPA
 from forethought.worldmodel.latents import (
     CODE,
@@ -30,6 +31,8 @@ from forethought.worldmodel.latents import (
 from forethought.worldmodel.objective import Objective
 from forethought.worldmodel.snapshot import Snapshot
 
+_SEEDS = 2**62
+
 
 @dataclass(frozen=True)
 class JointStage:
@@ -40,15 +43,32 @@ class JointStage:
         batch: windows per update.
         unroll: predicted steps per window.
         learning_rate: peak learning rate of Adam; decays to zero along a cosine.
+        teacher_forcing: predict each state of a window from the encoded ones before it, as a
+            predictor with a window is trained, instead of from what was predicted for them.
+        weight_decay: decay of weights apart from the gradient (AdamW); 0 is Adam.
+        warmup: updates in which the learning rate rises to its peak, at most a tenth of all.
+        clip: largest norm of the gradient.
     """
 
     steps: int = 1500
     batch: int = 32
     unroll: int = 8
     learning_rate: float = 1e-3
+    teacher_forcing: bool = False
+    weight_decay: float = 0.0
+    warmup: int = 50
+    clip: float = 10.0
 
     def __post_init__(self) -> None:
         _check_stage("stages.joint", self, smallest_batch=2)
+        if self.warmup < 1:
+            raise ValueError(f"stages.joint.warmup is {self.warmup}: choose 1 or more")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"stages.joint.weight_decay is {self.weight_decay}: choose 0 or more, finite"
+            )
+        if not 0 < self.clip < math.inf:
+            raise ValueError(f"stages.joint.clip is {self.clip}: choose it above 0, finite")
 
 
 @dataclass(frozen=True)
@@ -131,24 +151,34 @@ def train_joint(
         batch = windows.sample(stage.batch, generator)
         actions = action_tensor(batch.actions, model, device)
         codes = torch.as_tensor(batch.quantities[CODE], device=device).float() if size else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
+            _dropout(model, lambda: int(generator.integers(_SEEDS))),
+        ):
             encoded = model.encode(to_tensor(batch.observations, device), told(codes))
             first = None if codes is None else codes[:, 0]
-            predicted = model.rollout(encoded[:, 0], actions, context=told(first))
+            if stage.teacher_forcing:
+                predicted = model.sequence(encoded[:, :-1], actions, told(first))
+            else:
+                predicted = model.rollout(encoded[:, 0], actions, context=told(first))
         read = _read(batch, objective.reads)
         quantities = {k: torch.as_tensor(v, device=device) for k, v in read.items()}
         total: Tensor
         total, terms = objective(encoded.float(), predicted.float(), actions, quantities)
         return total, terms
 
-    fit(
-        [*model.parameters(), *objective.parameters()],
-        loss,
-        steps=stage.steps,
-        learning_rate=stage.learning_rate,
-        on_step=on_step,
-        snapshot=snapshot,
-    )
+    with in_mode(model, training=True):
+        fit(
+            [*model.parameters(), *objective.parameters()],
+            loss,
+            steps=stage.steps,
+            learning_rate=stage.learning_rate,
+            on_step=on_step,
+            snapshot=snapshot,
+            clip=stage.clip,
+            warmup=stage.warmup,
+            weight_decay=stage.weight_decay,
+        )
 
 
 def _read(batch: Windows, reads: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -195,20 +225,43 @@ def train_predictor(
 
         first, after = states[:, 0], states[:, 1:]
         terms = {}
-        if stage.perturbation:
-            terms["undisturbed"] = error(first, actions, after)
-            first, actions = _pushed(error, first, actions, after, spread, stage.perturbation)
-        terms["prediction"] = error(first, actions, after)
+        with _dropout(model.predictor, lambda: int(torch.randint(_SEEDS, (), generator=generator))):
+            if stage.perturbation:
+                terms["undisturbed"] = error(first, actions, after)
+                first, actions = _pushed(error, first, actions, after, spread, stage.perturbation)
+            terms["prediction"] = error(first, actions, after)
         return torch.stack(list(terms.values())).mean(), terms
 
-    fit(
-        model.predictor.parameters(),
-        loss,
-        steps=stage.steps,
-        learning_rate=stage.learning_rate,
-        on_step=on_step,
-        snapshot=snapshot,
-    )
+    with in_mode(model.predictor, training=True):
+        fit(
+            model.predictor.parameters(),
+            loss,
+            steps=stage.steps,
+            learning_rate=stage.learning_rate,
+            on_step=on_step,
+            snapshot=snapshot,
+        )
+
+
+@contextmanager
+def _dropout(module: nn.Module, draw: Callable[[], int]) -> Iterator[None]:
+    """Dropout from a seed that `draw` gives; nothing is drawn where nothing is dropped.
+
+    PyTorch's dropout takes no generator: its own is seeded here, and afterwards as it was.
+    """
+    if not any(_share_dropped(part) for part in module.modules()):
+        yield
+        return
+    seed = draw()
+    device = next(module.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _share_dropped(module: nn.Module) -> float:
+    """Probability with which a module leaves numbers out in training."""
+    return float(module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0))
 
 
 def _pushed(
