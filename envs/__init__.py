@@ -4,6 +4,7 @@ Importing this package registers our environments with Gymnasium.
 """
 
 from forethought.envs.arm import Arm, ArmVectorEnv, draw_arm
+from forethought.envs.blocks import ActionBlocks, InBlocks
 from forethought.envs.collect import HELD_OUT_SEED, check_seeds, collect
 from forethought.envs.dataset import Dataset, write_shard
 from forethought.envs.description import describe
@@ -62,6 +63,7 @@ __all__ = [
     "MAZES",
     "ROOMS_32",
     "ROOMS_65",
+    "ActionBlocks",
     "Arm",
     "ArmVectorEnv",
     "Dataset",
@@ -73,6 +75,7 @@ __all__ = [
     "Geometry",
     "Greedy",
     "ImportOptions",
+    "InBlocks",
     "LinearQuadratic",
     "MaskedResetVectorEnv",
     "Maze",

@@ -23,6 +23,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import VectorEnv
 
 from forethought.envs.arm import ArmVectorEnv
+from forethought.envs.blocks import ActionBlocks, check_block
 from forethought.envs.gymnasium_adapter import GymnasiumSimulator
 from forethought.envs.linear import DoubleIntegratorVectorEnv
 from forethought.envs.maze import MazeVectorEnv
@@ -71,8 +72,9 @@ _OURS: dict[str, tuple[Callable[..., VectorEnv[Any, Any, Any]], str, str]] = {
 
 _DM_CONTROL = "dm_control/"
 
-# The one option that all environments take, ours and those of others.
+# Options that all environments take, ours and those of others.
 _BLANK = "blank"
+_BLOCK = "block"
 
 # What make_vec adds to a spec's keyword arguments; not options of the environment.
 _NOT_OPTIONS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
@@ -96,8 +98,9 @@ def make(id: str, num_envs: int = 1, **options: Any) -> VectorEnv[Any, Any, Any]
         num_envs: Number of copies, `N`.
         **options: Options of the environment. Those of Gymnasium and dm_control also take the
             options of `View`: `action_repeat`, `observe`, `size`, `frame_stack`, `camera`, `lean`
-            and `episode_limit`. All take `blank`, `(start, length)` or `(start, length, period)`
-            in decisions: observations are zeros then, see `Blank`.
+            and `episode_limit`. All take `block`, the number of actions in one decision, and
+            `blank`, `(start, length)` or `(start, length, period)` in decisions: observations are
+            zeros then, see `Blank`.
 
     Returns:
         A vector environment that never resets by itself.
@@ -114,11 +117,14 @@ def make(id: str, num_envs: int = 1, **options: Any) -> VectorEnv[Any, Any, Any]
     env: VectorEnv[Any, Any, Any]
     if id in _OURS:
         create = _OURS[id][0]
-        _check_options(id, own, _own_parameters(create), {_BLANK})
+        block = check_block(own.pop(_BLOCK, 1))
+        _check_options(id, own, _own_parameters(create), {_BLANK, _BLOCK})
         env = create(num_envs=num_envs, **own)
     else:
         env = _make_foreign(id, num_envs, own)
     env.spec = gymnasium.envs.registration.EnvSpec(id, kwargs=copy.deepcopy(options))
+    if id in _OURS and block > 1:
+        env = ActionBlocks(env, block)
     return env if blank is None else Blanked(env, blank)
 
 
@@ -136,7 +142,7 @@ def options_of(id: str) -> tuple[dict[str, Any], bool]:
     """
     register()
     if id in _OURS:
-        return {**_own_parameters(_OURS[id][0]), _BLANK: None}, False
+        return {**_own_parameters(_OURS[id][0]), _BLOCK: 1, _BLANK: None}, False
     common = {**asdict(View()), _BLANK: None, "render_mode": None}
     own, more = _foreign_options(id)
     return {**own, **common}, more
@@ -153,7 +159,7 @@ def spec_of(env: VectorEnv[Any, Any, Any]) -> EnvSpec:
     if base.spec is None:
         raise ValueError(f"{env} carries no spec: make it with forethought.envs.make")
     options = {key: value for key, value in base.spec.kwargs.items() if key not in _NOT_OPTIONS}
-    limit = getattr(base, "episode_limit", None)
+    limit = getattr(env, "episode_limit", None)
     if limit is None:
         raise ValueError(f"{base.spec.id} has no episode limit: pass episode_limit=... to make")
     action_space = env.single_action_space
@@ -163,7 +169,7 @@ def spec_of(env: VectorEnv[Any, Any, Any]) -> EnvSpec:
         id=base.spec.id,
         observation_space=env.single_observation_space,
         action_space=action_space,
-        control_step_seconds=float(getattr(base, "control_step_seconds", 1.0)),
+        control_step_seconds=float(getattr(env, "control_step_seconds", 1.0)),
         episode_limit=int(limit),
         options=options,
     )

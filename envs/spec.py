@@ -74,9 +74,9 @@ class EnvSpec:
     def action_repeat(self) -> int:
         """Steps of the environment in one decision: those of an episode are `length` times it.
 
-        (The last decision of an episode may hold fewer.)
+        The actions of a block count each. (The last decision of an episode may hold fewer.)
         """
-        return int(self.options.get("action_repeat", 1))
+        return int(self.options.get("action_repeat", 1)) * int(self.options.get("block", 1))
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that strict JSON can hold; `from_json` undoes it."""

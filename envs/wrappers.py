@@ -1,4 +1,4 @@
-"""What can be put round a simulator: action repeat, frame stack, pictures, rescaled actions.
+"""What can be put round a simulator: action repeat and blocks, frame stack, pictures, scaling.
 
 `wrapped` puts them on in the one order that makes sense. Each is a simulator itself. `Blanked`
 alone goes round the vector environment, since it serves our own environments too.
@@ -17,6 +17,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from forethought.envs.blocks import block_space
 from forethought.envs.pictures import channel_first, resize
 from forethought.envs.simulator import Observation, Outcome, Simulator
 
@@ -33,6 +34,8 @@ class View:
     Attributes:
         action_repeat: Control steps for which an action is held. Rewards are summed; an episode
             that ends in between ends the repetition.
+        block: Actions that make up one decision, one after the other, each held for
+            `action_repeat` control steps; see `ActionBlock`.
         observe: `vector`: the environment's own observation; `pixels`: a rendered picture, uint8
             `(3, size, size)`; `both`: a dictionary `vector`, `pixels`.
         size: Side of pictures in pixels. None is 64 for rendered pictures, and leaves pictures
@@ -49,6 +52,7 @@ class View:
     """
 
     action_repeat: int = 1
+    block: int = 1
     observe: Observe = "vector"
     size: int | None = None
     frame_stack: int = 1
@@ -60,7 +64,8 @@ class View:
         if self.observe not in get_args(Observe):
             choices = " or ".join(get_args(Observe))
             raise ValueError(f"observe is {self.observe!r}: use {choices}")
-        for name, least in (("action_repeat", 1), ("size", 1), ("frame_stack", 1), ("camera", -1)):
+        bounds = {"action_repeat": 1, "block": 1, "size": 1, "frame_stack": 1, "camera": -1}
+        for name, least in bounds.items():
             value = getattr(self, name)
             if value is None and name == "size":
                 continue
@@ -93,6 +98,8 @@ def wrapped(simulator: Simulator, view: View) -> Simulator:
         simulator = RescaleActions(simulator)
     if view.action_repeat > 1:
         simulator = ActionRepeat(simulator, view.action_repeat)
+    if view.block > 1:
+        simulator = ActionBlock(simulator, view.block)
     if view.observe != "vector":
         simulator = Rendered(simulator, view.picture_size, beside=view.observe == "both")
     elif view.size is not None and _is_picture(simulator.observation_space):
@@ -192,6 +199,35 @@ class ActionRepeat(Wrapper):
         total = 0.0
         for _ in range(self.times):
             reward, terminated, truncated = self.inner.advance(action)
+            total += reward
+            if terminated or truncated:
+                break
+        self.success = self.inner.success
+        return total, terminated, truncated
+
+
+class ActionBlock(Wrapper):
+    """A decision is `count` actions `(count * A,)`, the first one first; only its end is observed.
+
+    Rewards are summed; the end of the episode ends the block.
+
+    Raises:
+        ValueError: Actions are not a `Box`.
+    """
+
+    def __init__(self, inner: Simulator, count: int) -> None:
+        super().__init__(inner)
+        self.count = count
+        self.action_space = block_space(inner.action_space, count)
+        self.control_step_seconds = inner.control_step_seconds * count
+        if inner.episode_limit is not None:
+            self.episode_limit = -(-inner.episode_limit // count)
+
+    def advance(self, action: Array) -> Outcome:
+        """See `Simulator`."""
+        total = 0.0
+        for part in np.split(action, self.count):
+            reward, terminated, truncated = self.inner.advance(part)
             total += reward
             if terminated or truncated:
                 break

@@ -356,7 +356,8 @@ def evaluate(
         trained = priced(trained, batch, seed)
     contenders: dict[str | Mode, Controller] = {}
     if baselines:
-        for baseline, policy in baselines_of(trained.spec.id).items():
+        block = int(options.get("block", 1))
+        for baseline, policy in baselines_of(trained.spec.id, block).items():
             rng = np.random.default_rng(seed)
             contenders[baseline] = PolicyController(policy, trained.spec.action_space, rng)
     for mode in chosen:
@@ -448,8 +449,13 @@ def _where_greedy_fails(
     ]
 
 
-def baselines_of(env_id: str) -> dict[str, envs.Policy]:
-    """Policies to be shown beside an agent, those that know the true state where there are."""
+def baselines_of(env_id: str, block: int = 1) -> dict[str, envs.Policy]:
+    """Policies to be shown beside an agent, those that know the true state where there are.
+
+    In blocks of actions those are left out: they look at the state before every action.
+    """
+    if block > 1:
+        return {"random": envs.Random()}
     known = {"greedy": envs.Greedy(), "scripted": envs.Scripted()}
     return {"random": envs.Random()} | (known if env_id.startswith(_ORACLES) else {})
 

@@ -146,7 +146,7 @@ class EnvContract:
         assert_same(rows_of(ours, [0, 2]), rows_of(theirs, [0, 2]))
 
     def test_time_limit_truncates(self) -> None:
-        env = self.make(episode_limit=4 * self.options.get("action_repeat", 1))
+        env = self.make(episode_limit=4 * spec_of(self.env()).action_repeat)
         assert spec_of(env).episode_limit == 4
         env.reset(seed=[1, 2, 3])
         still = np.zeros(env.action_space.shape, env.action_space.dtype)

@@ -31,7 +31,8 @@ class BatchNorm(nn.BatchNorm1d):
         var = (square - mean.square()).clamp_min(0)
         self._follow(mean.detach(), var.detach(), len(x) * ranks.world())
         normal = (wide - mean) * torch.rsqrt(var + self.eps)
-        return (normal * self.weight + self.bias).to(x.dtype)
+        out: Tensor = normal * self.weight + self.bias
+        return out.to(x.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, rows: int) -> None:
