@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_told_and_stays(tmp_path: Path) -> None:
         "encoder.embeddings.mask_token": "there is nothing like it here",
         "encoder.encoder.layer.0.attention.attention.query.weight": "are incomplete",
         "action_encoder.embed.0.weight": "the embedding of actions is incomplete",
-        "predictor.transformer.layers.1.mlp.net.0.bias": "the model has no predictor.transformer.bl",
+        "predictor.transformer.layers.1.mlp.net.0.bias": "the model has no predictor.tr",
     }
     for name, why in wanted.items():
         assert why in taken.left[name]
@@ -245,7 +245,7 @@ def damaged(folder: Path) -> None:
 
 
 def pickled(folder: Path) -> None:
-    (folder / "weights.pt").write_bytes(pickle.dumps(Runs()))
+    (folder / "weights.pt").write_bytes(pickle.dumps(Runs(), protocol=2))
 
 
 @pytest.mark.parametrize(
