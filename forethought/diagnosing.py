@@ -212,6 +212,8 @@ def wall_violations(
     if not len(index):
         return {}
     action = torch.stack((across[index].sign(), torch.zeros_like(across[index])), -1)
+    block = data.actions.shape[1] // action.shape[1]  # actions of a decision
+    action, steps = action.repeat(1, block), math.ceil(steps / block)
     imagined = jepa.rollout(
         data.states[index],
         action[:, None].expand(-1, steps, -1).to(data.states),

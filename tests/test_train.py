@@ -23,6 +23,7 @@ from forethought.envs import Dataset, Smooth, collect, make, spec_of, write_shar
 from forethought.worldmodel import (
     JEPA,
     Actions,
+    CausalPredictor,
     GRUPredictor,
     ImagePerception,
     JointStage,
@@ -35,6 +36,7 @@ from forethought.worldmodel import (
     Readouts,
     ResidualMLP,
     VectorPerception,
+    ViTPerception,
     effective_rank,
     encode_dataset,
     fit,
@@ -574,6 +576,124 @@ def test_standardisation_is_left_alone_where_asked(rooms: Dataset) -> None:
     train_joint(jepa, heads, rooms, stage, np.random.default_rng(0), standardise=False)
     standardise = jepa.perception.standardise
     assert torch.equal(standardise.mean, torch.zeros_like(standardise.mean))
+
+
+# ---- predictors with a window, dropout, and the optimiser's options --------------------------
+
+
+def with_window(data: Dataset, dropout: float = 0.0) -> JEPA:
+    torch.manual_seed(0)
+    perception = ImagePerception(data.spec, latent_dim=8, channels=(4, 8), hidden=16)
+    predictor = CausalPredictor(8, 2, depth=1, heads=2, projector=16, dropout=dropout)
+    return JEPA(perception, predictor)
+
+
+SHORT = JointStage(steps=12, batch=8, unroll=3, learning_rate=3e-3, teacher_forcing=True)
+
+
+def windowed(data: Dataset, stage: JointStage = SHORT, dropout: float = 0.0) -> JEPA:
+    jepa = with_window(data, dropout)
+    objective = Objective(Losses(sigreg=0.1), 8, Actions(2), seeded())
+    train_joint(jepa, objective, data, stage, np.random.default_rng(0))
+    return jepa
+
+
+class Listening(Objective):
+    """Keeps what it is given."""
+
+    heard: tuple[Tensor, ...] = ()
+
+    def forward(self, *given: Any) -> Any:
+        self.heard = given[:3]
+        return super().forward(*given)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_teacher_forcing_predicts_from_encoded_states(rooms: Dataset, forced: bool) -> None:
+    jepa = with_window(rooms)
+    objective = Listening(Losses(), 8, Actions(2), seeded())
+    stage = replace(SHORT, steps=1, teacher_forcing=forced, learning_rate=1e-12)
+    train_joint(jepa, objective, rooms, stage, np.random.default_rng(0))
+    encoded, predicted, actions = objective.heard
+    jepa.train()  # as it was when it was heard
+    sequence = jepa.sequence(encoded[:, :-1], actions)
+    rollout = jepa.rollout(encoded[:, 0], actions)
+    assert not torch.allclose(sequence, rollout, atol=1e-3)
+    torch.testing.assert_close(predicted, sequence if forced else rollout, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("option", [{"weight_decay": 1.0}, {"warmup": 1}, {"clip": 1e-3}])
+def test_each_option_of_the_optimiser_counts(rooms: Dataset, option: dict[str, Any]) -> None:
+    stage = replace(SHORT, steps=30)
+    plain, changed = windowed(rooms, stage), windowed(rooms, replace(stage, **option))
+    assert not same(weights_of(plain), weights_of(changed))
+
+
+def test_weight_decay_shrinks_weights_that_have_no_gradient() -> None:
+    """By 1 - rate * decay in each update, and by nothing without it."""
+    for decay in (0.0, 0.5):
+        weight, rates = nn.Parameter(torch.tensor([2.0, -3.0])), []
+        fit(
+            [weight],
+            lambda held=weight: ((0.0 * held).sum(), {}),
+            steps=30,
+            learning_rate=0.1,
+            weight_decay=decay,
+            log_every=1,
+            on_step=lambda _, values, told=rates: told.append(values["learning_rate"]),
+        )
+        left = float(np.prod([1 - decay * rate for rate in rates]))
+        torch.testing.assert_close(weight.detach(), left * torch.tensor([2.0, -3.0]))
+        assert (left < 0.6) == (decay > 0)
+
+
+def test_dropout_is_drawn_from_the_given_generator(rooms: Dataset) -> None:
+    torch.manual_seed(1)
+    first = windowed(rooms, dropout=0.5)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = windowed(rooms, dropout=0.5)
+    assert same(weights_of(first), weights_of(second))
+    torch.manual_seed(0)  # `windowed` begins with it: nothing else has been drawn
+    with_window(rooms)
+    Objective(Losses(sigreg=0.1), 8, Actions(2), seeded())
+    after = torch.get_rng_state()
+    windowed(rooms, dropout=0.5)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert not torch.equal(before, after)
+    assert not same(weights_of(first), weights_of(windowed(rooms)))
+
+
+def test_the_predictor_stage_drops_out_by_its_generator_too(rooms: Dataset) -> None:
+    def stage(dropout: float, seed: int) -> dict[str, Tensor]:
+        jepa = with_window(rooms, dropout)
+        data = encode_dataset(jepa, rooms)
+        train_predictor(jepa, data, PredictorStage(steps=5, batch=8, unroll=5), seeded(seed))
+        assert not jepa.predictor.project[1].training or jepa.training  # as it was
+        return weights_of(jepa.predictor)
+
+    assert same(stage(0.5, 0), stage(0.5, 0))
+    assert not same(stage(0.5, 0), stage(0.0, 0))
+
+
+def test_stages_train_in_training_mode_and_the_cache_is_encoded_out_of_it(rooms: Dataset) -> None:
+    torch.manual_seed(0)
+    spec, modes = rooms.spec, []
+    sizes = {"latent_dim": 8, "patch": 8, "width": 8, "depth": 1, "heads": 2, "projector": 16}
+    perception = ViTPerception(spec, **sizes)
+    jepa = JEPA(perception, CausalPredictor(8, 2, depth=1, heads=2, projector=16)).eval()
+    perception.project[1].register_forward_hook(lambda part, *_: modes.append(part.training))
+    objective = Objective(Losses(sigreg=0.1), 8, Actions(2), seeded())
+    train_joint(jepa, objective, rooms, SHORT, np.random.default_rng(0))
+    assert modes == [True] * SHORT.steps
+    assert not jepa.training
+    seen = perception.project[1].running_mean.clone()
+    assert seen.abs().sum() > 0
+    evaluated = encode_dataset(jepa, rooms).states
+    jepa.train()
+    torch.testing.assert_close(encode_dataset(jepa, rooms, batch=7).states, evaluated)
+    assert jepa.training
+    assert torch.equal(perception.project[1].running_mean, seen)
 
 
 # ---- the adversarial push ------------------------------------------------------------------------
