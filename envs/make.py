@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from forethought.envs.arm import ArmVectorEnv
 from forethought.envs.blocks import ActionBlocks, check_block
@@ -159,7 +159,7 @@ def spec_of(env: VectorEnv[Any, Any, Any]) -> EnvSpec:
     if base.spec is None:
         raise ValueError(f"{env} carries no spec: make it with forethought.envs.make")
     options = {key: value for key, value in base.spec.kwargs.items() if key not in _NOT_OPTIONS}
-    limit = getattr(env, "episode_limit", None)
+    limit = _told(env, "episode_limit", None)
     if limit is None:
         raise ValueError(f"{base.spec.id} has no episode limit: pass episode_limit=... to make")
     action_space = env.single_action_space
@@ -169,10 +169,17 @@ def spec_of(env: VectorEnv[Any, Any, Any]) -> EnvSpec:
         id=base.spec.id,
         observation_space=env.single_observation_space,
         action_space=action_space,
-        control_step_seconds=float(getattr(env, "control_step_seconds", 1.0)),
+        control_step_seconds=float(_told(env, "control_step_seconds", 1.0)),
         episode_limit=int(limit),
         options=options,
     )
+
+
+def _told(env: VectorEnv[Any, Any, Any], name: str, default: Any) -> Any:
+    """What the outermost wrapper that knows says; wrappers do not pass names on."""
+    while not hasattr(env, name) and isinstance(env, VectorWrapper):
+        env = env.env
+    return getattr(env, name, default)
 
 
 def _make_foreign(id: str, num_envs: int, options: dict[str, Any]) -> SimulatorVectorEnv:

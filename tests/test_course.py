@@ -312,6 +312,43 @@ def test_discrete_actions_are_distilled_and_evaluated(cartpole: Path) -> None:
     assert all(1 <= row["return_mean"] <= 20 for row in rows)
 
 
+BLOCKS = [
+    "--env=forethought/TwoRooms-v0",
+    "--env-options.episode-limit=18",
+    "--env-options.block=5",
+    "--collection.policy=InBlocks",
+    "--collection.policy.block=5",
+    "--model.perception=ViTPerception",
+    *(f"--model.perception.{word}" for word in ("latent-dim=8", "patch=8", "width=8", "depth=1")),
+    *(f"--model.perception.{word}" for word in ("heads=2", "projector=8")),
+    "--model.predictor=CausalPredictor",
+    *(f"--model.predictor.{word}" for word in ("heads=2", "depth=1", "projector=8", "dropout=0.2")),
+    "--stages.joint.teacher-forcing=true",
+    "--stages.joint.weight-decay=0.01",
+    "--losses.sigreg=0.1",
+    "--rounds=1",
+    *FAST,
+]
+
+
+@pytest.mark.slow
+def test_blocks_and_a_window_from_data_to_deed(tmp_path: Path) -> None:
+    """Batch normalisation and dropout are part of it: nothing but the joint stage sees them."""
+    run = trained(tmp_path / "run", *BLOCKS)
+    data = Dataset.open(run / "data")
+    assert data.arrays("actions").shape == (6 * 4, 10)  # 18 actions are four decisions
+    assert json.loads((run / "training.json").read_text())["environment_steps"] == 6 * 20
+    loaded = forethought.load(run)
+    model = loaded.agent.model
+    assert not model.training
+    normalised = model.perception.project[1]
+    assert normalised.num_batches_tracked == 8  # updates of the joint stage, in both rounds
+    words = ["--episodes=2", "--num-envs=2", "--timed-decisions=1"]
+    rows = forethought.call("evaluate", [str(run), *words])
+    assert [row["mode"] for row in rows] == ["random", 2]  # no oracle acts in blocks
+    assert equal(run, trained(tmp_path / "again", *BLOCKS))
+
+
 # ---- only checking -------------------------------------------------------------------------------
 
 

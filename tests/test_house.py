@@ -170,6 +170,13 @@ def test_nothing_is_unpickled(trees: dict[Path, ast.Module]) -> None:
                     keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False"
                     for keyword in node.keywords
                 )
+                if file == Path("forethought/foreign.py") and function == "torch.load":
+                    # The one exception: files of others, of which nothing but tensors is read.
+                    pickles = not any(
+                        keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True"
+                        for keyword in node.keywords
+                    )
+                    function = "torch.load without weights_only" if pickles else ""
                 if function in ("torch.load", "torch.save") or pickles:
                     problems.append(f"{file}:{node.lineno}: {function}; use safetensors and JSON")
     assert not problems, "\n".join(problems)

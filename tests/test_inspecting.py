@@ -87,7 +87,7 @@ def test_patterns(pattern: str | None, some: set[str], others: set[str]) -> None
 
 def test_what_is_packaged_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
     lines = lines_of(told(capsys, "envs"))
-    assert ["forethought/TwoRooms65-v0", "two-rooms-65"] in lines
+    assert ["forethought/TwoRooms65-v0", "two-rooms-65,", "two-rooms-lewm"] in lines
     assert "two-rooms" in {word for line in lines for word in line[1:]}
     assert ["dm_control/cartpole-swingup", "cartpole-swingup", "cartpole-swingup"] in lines
     assert ["CartPole-v1"] in lines

@@ -1,0 +1,1 @@
+../../forethought/foreign.py
