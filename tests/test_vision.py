@@ -219,6 +219,17 @@ def test_batch_normalisation_is_over_all_ranks(tmp_path: Path) -> None:
             torch.testing.assert_close(expected, whole[name], rtol=1e-9, atol=1e-10)
 
 
+def test_a_batch_that_is_not_finite_leaves_the_statistics_finite() -> None:
+    model = BatchNorm(2)
+    x = torch.randn(9, 2)
+    x[3, 1] = torch.nan
+    assert model(x)[:, 1].isnan().all()
+    plain = nn.BatchNorm1d(2)
+    plain(x.nan_to_num())
+    torch.testing.assert_close(model.running_mean[0], plain.running_mean[0])
+    assert (model.running_mean[1], model.running_var[1]) == (0, 1)
+
+
 def test_one_rank_is_pytorchs_own() -> None:
     own, theirs = BatchNorm(4), nn.BatchNorm1d(4)
     x = torch.randn(9, 4)

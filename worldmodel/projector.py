@@ -17,14 +17,30 @@ class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of `(N, W)`, whose N in training are the rows of all ranks.
 
     N ranks with batch B/N thus train like one with batch B, running statistics included. PyTorch's
-    own for several ranks (`SyncBatchNorm`) runs on GPUs alone.
+    own for several ranks (`SyncBatchNorm`) runs on GPUs alone. A batch that is not finite leaves
+    the running statistics finite: else the model would be lost with the update that is refused.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(N, W)`; every rank has to call it equally often, with equally many rows."""
-        if not self.training or ranks.world() == 1:
-            local: Tensor = super().forward(x)
-            return local
+        if not self.training:
+            evaluated: Tensor = super().forward(x)
+            return evaluated
+        mean, var = (held.clone() for held in self._running)
+        out = super().forward(x) if ranks.world() == 1 else self._over_ranks(x)
+        # New tensors: what was moved is kept for the backward pass and may not change again.
+        moved_mean, moved_var = self._running
+        self.running_mean = torch.where(moved_mean.isfinite(), moved_mean, mean)
+        self.running_var = torch.where(moved_var.isfinite(), moved_var, var)
+        return out
+
+    @property
+    def _running(self) -> tuple[Tensor, Tensor]:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self.running_mean, self.running_var
+
+    def _over_ranks(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
         moments = torch.stack((wide.mean(0), wide.square().mean(0)))[None]
         mean, square = ranks.gather(moments).mean(0)
@@ -37,12 +53,11 @@ class BatchNorm(nn.BatchNorm1d):
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, rows: int) -> None:
         """Move the running statistics; that of the variance is unbiased, as in PyTorch."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var * rows / max(rows - 1, 1), self.momentum)
+        running_mean, running_var = self._running
+        running_mean.lerp_(mean, self.momentum)
+        running_var.lerp_(var * rows / max(rows - 1, 1), self.momentum)
         self.num_batches_tracked.add_(1)
 
 
