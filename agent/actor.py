@@ -70,8 +70,8 @@ def problem_of(
     """Mode-2's planning problem (fig. 4) from states `(B, D)`.
 
     The energy is the discounted sum of u_i IC_i after every step, of the aims that the setting
-    passes and of the support term; what the critic or the memory expects beyond the last step,
-    weighted by v; and the goal term reduced over time where there is a goal.
+    passes, of the support term and of the predictor's doubt; what the critic or the memory expects
+    beyond the last step, weighted by v; and the goal term reduced over time where there is a goal.
 
     Args:
         model: the world model.
@@ -89,6 +89,7 @@ def problem_of(
     counted = bool(setting.u.any())
     expects = critic is not None and bool(setting.v.any())
     supported = memory is not None and recall is not None and recall.support > 0
+    doubted = setting.cost.doubt > 0
 
     def stage_cost(
         state: Tensor, action: Tensor, next_state: Tensor, context: Mapping[str, Tensor], t: Tensor
@@ -107,6 +108,8 @@ def problem_of(
             assert recall is not None
             far = memory.distance(next_state)
             costs = costs + recall.support * far / (far + recall.scale)
+        if doubted:
+            costs = costs + setting.cost.doubt * model.doubt(state, action, next_state, context)
         return costs
 
     def terminal_cost(state: Tensor, context: Mapping[str, Tensor]) -> Tensor:
@@ -122,7 +125,7 @@ def problem_of(
         step=lambda s, a, z, context, t: model.predict(s, a, z, context),
         rollout=model.rollout,
         goal_cost=None if setting.goal is None else (goal_term or GoalDistance()),
-        stage_cost=stage_cost if counted or aims or supported else None,
+        stage_cost=stage_cost if counted or aims or supported or doubted else None,
         terminal_cost=terminal_cost if expects else None,
         reduction=setting.cost.reduction,
         softmin_temperature=setting.cost.softmin_temperature,

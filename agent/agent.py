@@ -178,6 +178,17 @@ class Agent:
             raise ValueError(
                 f"mode {self.configurator.mode} needs a policy: run `forethought distill RUN` first"
             )
+        asks = {
+            "cost.doubt": self.configurator.cost.doubt > 0,
+            "thinking.signal": self.configurator.thinking.signal == "doubt",
+        }
+        if any(asks.values()) and not self.model.predictor.doubts:
+            asking = ", ".join(name for name, asked in asks.items() if asked)
+            raise ValueError(
+                f"{asking} wants the predictor's doubt, but {type(self.model.predictor).__name__} "
+                "tells none: choose model.predictor EnergyMLP, EnergyTransformer or Ensemble, or "
+                "leave it out"
+            )
         if self.hierarchy is not None and not self.configurator.task.goal:
             raise ValueError(
                 "model.levels are given, but the task has no goal: choose no levels, or a task "
@@ -474,6 +485,8 @@ class Agent:
                 signal = energy - reached.expected(belief, thinking.ridge)
             case "surprise":
                 signal = mind.surprise.nan_to_num(torch.inf)
+            case "doubt":
+                signal = self._doubted(belief, actions, states, setting)
             case "random":
                 signal = torch.rand(len(belief), generator=carried.generator).to(belief)
         price, share = thinking.price, thinking.share
@@ -525,6 +538,12 @@ class Agent:
             age=age.masked_fill(worth, 0),
             mind=mind,
         )
+
+    def _doubted(self, belief: Tensor, actions: Tensor, states: Tensor, setting: Setting) -> Tensor:
+        """The predictor's doubt, `(B,)`, averaged along actions `(B, H, A)` or `(B, H)`."""
+        before = torch.cat((belief.unsqueeze(1), states[:, :-1]), 1)
+        context = {name: x.unsqueeze(1) for name, x in setting.context.items()}
+        return self.model.doubt(before, actions, states, context).mean(1)
 
     def _remember(self, carried: AgentState, action: Tensor) -> AgentState:
         """Store the moment, and count on."""

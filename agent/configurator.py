@@ -35,6 +35,8 @@ class Cost:
         horizon: planning steps H.
         discount: gamma per second of the environment's time, in (0, 1].
         critic: weight v of the critic's estimate of what comes after the plan.
+        doubt: weight of the predictor's doubt, a term in (0, 1) of every step that keeps plans
+            where the model is sure; needs a predictor that tells it.
         replan_every: actions of a plan that are carried out before the next plan is made, between
             1 and the horizon.
         seconds: time after which a plan's search begins no further iteration, in seconds of the
@@ -48,6 +50,7 @@ class Cost:
     horizon: int = 16
     discount: float = 0.8
     critic: float = 1.0
+    doubt: float = 0.0
     replan_every: int = 1
     seconds: float | None = None
 
@@ -64,8 +67,9 @@ class Cost:
             )
         if not 0 < self.discount <= 1:
             raise ValueError(f"cost.discount is {self.discount}: choose it in (0, 1]")
-        if not 0 <= self.critic < float("inf"):
-            raise ValueError(f"cost.critic is {self.critic}: choose 0 or more, finite")
+        for name in ("critic", "doubt"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"cost.{name} is {getattr(self, name)}: choose 0 or more, finite")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise ValueError(
                 f"cost.seconds is {self.seconds}: choose it above 0, finite, or none at all"

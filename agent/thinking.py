@@ -13,6 +13,8 @@ thinking:
               is the rule of ski rental (Karlin et al. 1988): at most twice what the best
               moments, known beforehand, would have cost
     surprise  how far the state observed is from the one predicted, mean squared per dimension
+    doubt     how unsure the predictor is along the cheap proposal: the mean over its steps of a
+              number in (0, 1), from an energy or the disagreement of an ensemble
     random    a number drawn from [0, 1): the control that the others are compared with
 
 The price is in the unit of the signal. `price_for` finds the one at which a wanted share of
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from forethought.planners import Problem, evaluate, losing, safe_actions
 
-Signal = Literal["gain", "regret", "excess", "surprise", "random"]
+Signal = Literal["gain", "regret", "excess", "surprise", "doubt", "random"]
 
 
 @dataclass(frozen=True)

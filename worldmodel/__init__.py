@@ -14,6 +14,13 @@ from forethought.worldmodel.checkpoint import (
     save_checkpoint,
 )
 from forethought.worldmodel.diagnostics import diagnose, effective_rank, examine, latent_std
+from forethought.worldmodel.energy import (
+    EnergyMLP,
+    EnergyPredictor,
+    EnergyTransformer,
+    Refinement,
+    Thought,
+)
 from forethought.worldmodel.fit import NonFiniteLossError, OnStep, fit
 from forethought.worldmodel.hierarchy import (
     Level,
@@ -38,7 +45,7 @@ from forethought.worldmodel.perception import (
     VectorPerception,
     mlp,
 )
-from forethought.worldmodel.predictors import GRUPredictor, Predictor, ResidualMLP
+from forethought.worldmodel.predictors import Ensemble, GRUPredictor, Predictor, ResidualMLP
 from forethought.worldmodel.projector import BatchNorm, Projector
 from forethought.worldmodel.readouts import Readouts
 from forethought.worldmodel.snapshot import Snapshot
@@ -68,6 +75,10 @@ __all__ = [
     "Block",
     "CausalPredictor",
     "Correction",
+    "EnergyMLP",
+    "EnergyPredictor",
+    "EnergyTransformer",
+    "Ensemble",
     "Entries",
     "FiLM",
     "GRUPredictor",
@@ -90,10 +101,11 @@ __all__ = [
     "PredictorStage",
     "Projector",
     "Readouts",
+    "Refinement",
     "ResidualMLP",
     "Snapshot",
     "Standardise",
-    "Transformer",
+    "Thought",
     "VectorPerception",
     "ViTPerception",
     "action_error",

@@ -179,6 +179,27 @@ class JEPA(nn.Module):
         """
         return self.predictor.sequence(states, self.actions(actions), context)
 
+    def doubt(
+        self, state: Tensor, action: Tensor, next_state: Tensor, context: Context | None = None
+    ) -> Tensor:
+        """How unusual predictions are, `(...)` in (0, 1); see `Predictor.doubt`.
+
+        Args:
+            state: `(..., D)`.
+            action: `(..., A)`, discrete ones `(...)` int64 or `(..., n)`.
+            next_state: what was predicted, `(..., D)`.
+            context: conditioning; codes whose leading axes broadcast, or None.
+        """
+        lead, action = state.shape[:-1], self.actions(action)
+
+        def rows(x: Tensor) -> Tensor:
+            return x.expand(*lead, x.shape[-1]).reshape(-1, x.shape[-1])
+
+        coded = None
+        if self.predictor.modulation_dim and context is not None and "modulation" in context:
+            coded = {"modulation": rows(context["modulation"])}
+        return self.predictor.doubt(rows(state), rows(action), rows(next_state), coded).view(lead)
+
     def rollout(
         self,
         state: Tensor,

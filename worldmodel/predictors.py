@@ -25,10 +25,12 @@ class Predictor(nn.Module, ABC):
     Attributes:
         action_dim: size A of the action.
         modulation_dim: size M of the code `context["modulation"]` that it reads; 0: it reads none.
+        doubts: whether it can tell how sure it is of a prediction.
     """
 
     action_dim: int
     modulation_dim: int = 0
+    doubts: bool = False
 
     @abstractmethod
     def forward(
@@ -74,6 +76,25 @@ class Predictor(nn.Module, ABC):
         after = self(states.flatten(0, 1), actions.flatten(0, 1), None, context)
         return torch.unflatten(after, 0, (rows, length))
 
+    def doubt(
+        self, state: Tensor, action: Tensor, next_state: Tensor, context: Context | None = None
+    ) -> Tensor:
+        """How unusual a prediction is, `(N,)` in (0, 1): a half as in training, near 1 far from it.
+
+        Args:
+            state: `(N, D)`.
+            action: `(N, A)`.
+            next_state: what was predicted, `(N, D)`.
+            context: conditioning, tensors with leading axis N, or None.
+
+        Raises:
+            ValueError: this kind of predictor cannot tell.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not tell how sure it is: choose model.predictor EnergyMLP,"
+            " EnergyTransformer or Ensemble"
+        )
+
     def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
         """All steps of a roll-out at once: where that is faster, or where a step sees earlier ones.
 
@@ -90,6 +111,41 @@ class Predictor(nn.Module, ABC):
             The states after each action, `(N, H, D)`; None: take one step after the other.
         """
         return None
+
+
+class Usual(nn.Module):
+    """Mean and variance of a signal in training, the unit in which it is told afterwards."""
+
+    moments: Tensor
+    heard: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("moments", torch.tensor([0.0, 1.0]))
+        self.register_buffer("heard", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def listen(self, signal: Tensor) -> None:
+        """Take a batch of signals `(...)` into moving averages; over the first 100, plain ones.
+
+        A batch in which not all is finite is left out.
+        """
+        heard = self.heard + 1
+        share = torch.clamp(1 / heard, min=0.01)
+        mean, variance = self.moments.unbind()
+        away = signal - mean
+        new = mean + share * away.mean()
+        spread = (1 - share) * variance + share * (away * (signal - new)).mean()
+        spread = torch.where(heard == 1, signal.var(correction=0), spread)
+        found = torch.stack((new, spread))
+        whole = found.isfinite().all()
+        self.moments.copy_(torch.where(whole, found, self.moments))
+        self.heard += whole
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """1 / (1 + exp(-(x - mean) / std)) of signals `(...)`."""
+        mean, variance = self.moments.unbind()
+        return torch.sigmoid((signal - mean) / (variance + 1e-12).sqrt())
 
 
 class ResidualMLP(Predictor):
@@ -217,3 +273,84 @@ class GRUPredictor(Predictor):
             hidden = self.modulation(hidden, condition)
         next_state: Tensor = state + self.project(self.cell(action, hidden) - hidden)
         return next_state if self.norm is None else self.norm(next_state)
+
+
+class Ensemble(Predictor):
+    """Several residual MLPs, whose disagreement tells how sure they are.
+
+    In training row n is predicted by member n modulo their number alone, so that they learn from
+    different rows; in evaluation by the mean of all.
+
+    Args:
+        state_dim: size D of the state.
+        action_dim: size A of the action.
+        members: how many.
+        hidden: width of the hidden layers of each.
+        layers: number of hidden layers of each.
+        normalise: apply the LayerNorm of a normalised encoder to s'.
+    """
+
+    doubts = True
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        *,
+        members: int = 3,
+        hidden: int = 128,
+        layers: int = 2,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        if members < 2:
+            raise ValueError(f"members is {members}: choose 2 or more, one cannot disagree")
+        self.action_dim = action_dim
+        self.members = nn.ModuleList(
+            ResidualMLP(state_dim, action_dim, hidden=hidden, layers=layers, normalise=normalise)
+            for _ in range(members)
+        )
+        self.norm = nn.LayerNorm(state_dim, elementwise_affine=False) if normalise else None
+        self.usual = Usual()
+
+    def forward(
+        self,
+        state: Tensor,
+        action: Tensor,
+        latent: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
+        """Predict the next state; see `Predictor.forward`. Uses no latent."""
+        if self.training:
+            return self._shared_out(state, action)
+        mean = self._each(state, action).mean(0)
+        next_state: Tensor = mean if self.norm is None else self.norm(mean)
+        return next_state
+
+    def doubt(
+        self, state: Tensor, action: Tensor, next_state: Tensor, context: Context | None = None
+    ) -> Tensor:
+        """See `Predictor.doubt`: by the logarithm of the members' variance. Reads no next state."""
+        doubt: Tensor = self.usual(_spread(self._each(state, action)))
+        return doubt
+
+    def _each(self, state: Tensor, action: Tensor) -> Tensor:
+        """What each member says, `(members, N, D)`."""
+        return torch.stack([member(state, action) for member in self.members])
+
+    def _shared_out(self, state: Tensor, action: Tensor) -> Tensor:
+        """Each row by the member whose turn it is, `(N, D)`."""
+        count = len(self.members)
+        next_state = torch.empty_like(state)
+        for place, member in enumerate(self.members):
+            rows = torch.arange(place, len(state), count, device=state.device)
+            if len(rows):
+                next_state = next_state.index_copy(0, rows, member(state[rows], action[rows]))
+        with torch.no_grad():  # a few rows tell enough
+            self.usual.listen(_spread(self._each(state[:32], action[:32])))
+        return next_state
+
+
+def _spread(told: Tensor) -> Tensor:
+    """Logarithm of the mean variance, `(N,)`, of what members say, `(members, N, D)`."""
+    return (told.var(0).mean(-1) + 1e-12).log()
