@@ -106,6 +106,7 @@ __all__ = [
     "Snapshot",
     "Standardise",
     "Thought",
+    "Transformer",
     "VectorPerception",
     "ViTPerception",
     "action_error",

@@ -493,12 +493,13 @@ class EnergyTransformer(EnergyPredictor):
         features = features.squeeze(1) if single else features
         return _told(self.out(features), state, next_state, self.head), features
 
-    def sequence(self, states: Tensor, actions: Tensor) -> Tensor:
+    def sequence(self, states: Tensor, actions: Tensor, context: Context | None = None) -> Tensor:
         """All next states at once, each from the real states up to its own.
 
         Args:
             states: `(N, T, D)`, T at most `window`.
             actions: `(N, T, A)`.
+            context: not read.
 
         Returns:
             `(N, T, D)`.
