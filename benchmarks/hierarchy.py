@@ -1,12 +1,15 @@
 """Planning from the top down against flat planning, by the same world model.
 
     python benchmarks/hierarchy.py runs/slow-0 runs/slow-1 runs/slow-2 --name two_rooms_slow
+    python benchmarks/hierarchy.py runs/maze-0 runs/maze-1 runs/maze-2 --name maze_long \
+        --development runs/maze-3 --starts 8 --iterations 8 --trials 10 \
+        --env-options '{"min_steps": 200, "episode_limit": null}'
 
 Each run has levels above its world model (one training seed each). The flat rival plans with the
 world model alone: every horizon x planner, with the latent distance and with TC(s, g), which is
-trained on the same frames for as many updates as the levels were. For each of the two distances the
-best pair is chosen on development episodes of the first run; the chosen ones and the hierarchy then
-play the same held-out episodes of all runs. The hierarchy is played as its run configures it.
+trained on the same frames for as many updates as the levels and their TC(s, g) were. For each of
+the distances the best pair is chosen on development episodes of the first run, or of one in another
+maze; the chosen ones and the hierarchy then play the same held-out episodes of all runs. The hierarchy is played as its run configures it.
 
 Writes `benchmarks/results/hierarchy_NAME.json`; what it holds already is not done again.
 """
@@ -52,11 +55,6 @@ from forethought.worldmodel import encode_dataset
 
 RESULTS = Path(__file__).parent / "results"
 DEVELOPMENT = HELD_OUT_SEED - 400_000  # first seed of the episodes that the rival is chosen on
-PLANNERS: dict[str, Planner] = {
-    "gradient": Gradient(starts=16, iterations=12),
-    "CEM": CEM(candidates=64, iterations=6, elites=8, initial_std=1.0),
-    "MPPI": MPPI(candidates=64, iterations=6, std=0.6),
-}
 Row = dict[str, Any]
 
 
@@ -65,8 +63,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--development", type=Path, help="run that the rival is chosen on")
+    parser.add_argument("--env-options", type=json.loads, default={}, help="that replace the run's")
+    parser.add_argument("--starts", type=int, default=16, help="of gradient; CEM, MPPI: 4 times")
+    parser.add_argument("--iterations", type=int, default=12, help="of gradient; CEM, MPPI: half")
     parser.add_argument("--horizons", type=int, nargs="+", default=[12, 24, 48, 96])
-    parser.add_argument("--discount", type=float, default=0.98, help="gamma of the rival's TC")
+    parser.add_argument(
+        "--discounts", type=float, nargs="+", default=[0.98], help="gamma of the rival's TC"
+    )
     parser.add_argument("--episodes", type=int, default=100, help="held-out ones, per run")
     parser.add_argument("--trials", type=int, default=30, help="development episodes")
     parser.add_argument("--block", type=int, default=10, help="first block of held-out seeds")
@@ -75,15 +79,28 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     ledger = Ledger(given.results / f"hierarchy_{given.name}.json")
-    for place, run in enumerate(given.runs):
+    rivals = planners(given.starts, given.iterations)
+    for place, run in enumerate([given.development or given.runs[0], *given.runs]):
         trained = load(run, device="cpu")
         if trained.agent.hierarchy is None:
             raise SystemExit(f"{run} has no levels: train it with --model.levels")
-        distances = {"latent": None, "TC": distance_of(trained, given.discount)}
-        if not place:
-            choose(trained, distances, given, ledger)
-        play(trained, distances, given, given.block + place, ledger)
+        distances: dict[str, TemporalDistance | None] = {"latent": None}
+        distances |= {f"TC {gamma}": distance_of(trained, gamma) for gamma in given.discounts}
+        if place:
+            play(trained, rivals, distances, given, given.block + place - 1, ledger)
+        else:
+            choose(trained, rivals, distances, given, ledger)
     pool(ledger)
+
+
+def planners(starts: int, iterations: int) -> dict[str, Planner]:
+    """The flat rivals."""
+    tried, rounds = 4 * starts, iterations // 2
+    return {
+        "gradient": Gradient(starts=starts, iterations=iterations),
+        "CEM": CEM(candidates=tried, iterations=rounds, elites=tried // 8, initial_std=1.0),
+        "MPPI": MPPI(candidates=tried, iterations=rounds, std=0.6),
+    }
 
 
 class Ledger:
@@ -116,24 +133,27 @@ class Ledger:
 
 
 def distance_of(trained: Trained, discount: float) -> TemporalDistance:
-    """TC(s, g) of the world model's own states, by as many updates as the levels took."""
+    """TC(s, g) of the world model's own states, by as many updates as all above it took."""
     model, levels = trained.agent.model, trained.arguments["model"].levels
     data = encode_dataset(model, Dataset.open(trained.arguments["data"] or trained.folder.data))
     torch.manual_seed(trained.arguments["seed"])  # the initial weights
     module = TemporalDistance(model.latent_dim, discount)
-    stage = TemporalStage(steps=len(levels) * trained.arguments["stages"].levels.steps)
+    stages = trained.arguments["stages"]
+    stage = TemporalStage(steps=len(levels) * stages.levels.steps + stages.temporal.steps)
     train_temporal(module, model, data, stage, torch.Generator().manual_seed(0))
     return module.requires_grad_(False)
 
 
-def flat(trained: Trained, planner: str, horizon: int, distance: TemporalDistance | None) -> Agent:
+def flat(
+    trained: Trained, planner: Planner, horizon: int, distance: TemporalDistance | None
+) -> Agent:
     """The agent without its levels."""
     agent = trained.agent
     cost = replace(agent.configurator.cost, horizon=horizon)
     return replace(
         agent,
         configurator=replace(agent.configurator, cost=cost),
-        planner=PLANNERS[planner],
+        planner=planner,
         goal_term=GoalDistance() if distance is None else TemporalCost(distance),
         hierarchy=None,
     )
@@ -146,16 +166,17 @@ def controlled(agent: Agent, seed: int) -> AgentController:
 
 def choose(
     trained: Trained,
+    rivals: dict[str, Planner],
     distances: dict[str, TemporalDistance | None],
     given: argparse.Namespace,
     ledger: Ledger,
 ) -> None:
     """Play every flat planner on development episodes."""
     seeds = list(range(DEVELOPMENT, DEVELOPMENT + given.trials))
-    env = trained.make_env(given.trials)
+    env = trained.make_env(given.trials, **given.env_options)
     for distance, module in distances.items():
         for horizon in given.horizons:
-            for planner in PLANNERS:
+            for planner, made in rivals.items():
                 key = {
                     "kind": "choice",
                     "distance": distance,
@@ -164,7 +185,7 @@ def choose(
                 }
                 if ledger.find(**key):
                     continue
-                agent = flat(trained, planner, horizon, module)
+                agent = flat(trained, made, horizon, module)
                 outcomes = run_episodes(env, controlled(agent, 0), seeds)
                 decisions = float(np.mean([outcome.decisions for outcome in outcomes]))
                 ledger.add(**key, **summarise(outcomes), decisions=decisions)
@@ -180,6 +201,7 @@ def best(ledger: Ledger, distance: str) -> Row:
 
 def play(
     trained: Trained,
+    rivals: dict[str, Planner],
     distances: dict[str, TemporalDistance | None],
     given: argparse.Namespace,
     block: int,
@@ -193,15 +215,16 @@ def play(
     contenders["hierarchy"] = controlled(trained.agent, block)
     for distance, module in distances.items():
         found = best(ledger, distance)
-        agent = flat(trained, found["planner"], found["horizon"], module)
+        agent = flat(trained, rivals[found["planner"]], found["horizon"], module)
         contenders[f"flat, {distance}"] = controlled(agent, block)
-    env = trained.make_env(min(given.episodes, 50))
+    env = trained.make_env(min(given.episodes, 50), **given.env_options)
+    single = trained.make_env(1, **given.env_options)
     for name, controller in contenders.items():
         key = {"kind": "test", "run": trained.folder.path.name, "controller": name, "block": block}
         if ledger.find(**key):
             continue
         outcomes = run_episodes(env, controller, held_out_seeds(given.episodes, block))
-        timed = time_decisions(trained.make_env(1), controller, held_out_seeds(3, block), 100)
+        timed = time_decisions(single, controller, held_out_seeds(3, block), 100)
         row: Row = {**key, **summarise(outcomes)}
         row |= {"decisions": float(np.mean([outcome.decisions for outcome in outcomes]))}
         row |= {
