@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from forethought.agent.cost import GoalDistance, GoalTerm
+from forethought.agent.cost import GoalDistance, GoalTerm, TemporalCost
 from forethought.planners import Deadline, Planner, Problem, shift
 from forethought.worldmodel.hierarchy import Level, lifted
 
@@ -40,6 +40,8 @@ class TopDown:
         softmin_temperature: temperature of the reduction "softmin".
         support: weight of a cost for states that are far from all known ones.
         scale: mean squared distance from the known ones at which that cost is half its weight.
+        leaps: weight of a cost for steps of the top level that are longer than one by its own
+            TC(s, s') (`TemporalDistance.excess`): the level's model takes ways that there are not.
         planner: of the levels above; None is the agent's own.
     """
 
@@ -50,6 +52,7 @@ class TopDown:
     softmin_temperature: float = 1.0
     support: float = 0.0
     scale: float = 0.1
+    leaps: float = 0.0
     planner: Planner | None = None
 
     def __post_init__(self) -> None:
@@ -70,8 +73,11 @@ class TopDown:
                 f"top_down.softmin_temperature is {self.softmin_temperature}: choose it above 0, "
                 "finite"
             )
-        if not 0 <= self.support < float("inf"):
-            raise ValueError(f"top_down.support is {self.support}: choose 0 or more, finite")
+        for name in ("support", "leaps"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"top_down.{name} is {getattr(self, name)}: choose 0 or more, finite"
+                )
         if not 0 < self.scale < float("inf"):
             raise ValueError(f"top_down.scale is {self.scale}: choose it above 0, finite")
 
@@ -130,6 +136,11 @@ class Hierarchy:
     def __post_init__(self) -> None:
         if not self.levels:
             raise ValueError("levels is empty: choose one or more, or no hierarchy")
+        if self.top_down.leaps and not isinstance(self.top, TemporalCost):
+            raise ValueError(
+                f"top_down.leaps is {self.top_down.leaps}, which reads TC(s, g): choose cost.goal "
+                "temporal, or 0"
+            )
 
     def direct(
         self,
@@ -183,18 +194,25 @@ class Hierarchy:
         reach = float(level.reach)
         bound = state.new_full((level.shape.macro_dim,), reach)
 
-        def strange(
+        top = self.top if wanted is None and top_down.leaps else None
+
+        def doubtful(
             state: Tensor, action: Tensor, after: Tensor, context: Mapping[str, Tensor], t: Tensor
         ) -> Tensor:
-            far = level.strange(after)
-            return top_down.support * far / (far + top_down.scale)
+            cost = after.new_zeros(after.shape[:-1])
+            if top_down.support:
+                far = level.strange(after)
+                cost = cost + top_down.support * far / (far + top_down.scale)
+            if isinstance(top, TemporalCost):
+                cost = cost + top_down.leaps * top.module.excess(state, after)
+            return cost
 
         problem = Problem(
             state=state,
             step=lambda s, m, z, context, t: level.model.predict(s, m),
             rollout=lambda s, m, z, context: level.model.rollout(s, m),
             goal_cost=self.top if wanted is None else GoalDistance(),
-            stage_cost=strange if top_down.support else None,
+            stage_cost=doubtful if top_down.support or top is not None else None,
             reduction=top_down.reduction,
             softmin_temperature=top_down.softmin_temperature,
             horizon=top_down.horizon[min(place, len(top_down.horizon) - 1)],

@@ -9,7 +9,8 @@ Each run has levels above its world model (one training seed each). The flat riv
 world model alone: every horizon x planner, with the latent distance and with TC(s, g), which is
 trained on the same frames for as many updates as the levels and their TC(s, g) were. For each of
 the distances the best pair is chosen on development episodes of the first run, or of one in another
-maze; the chosen ones and the hierarchy then play the same held-out episodes of all runs. The hierarchy is played as its run configures it.
+maze; the chosen ones and the hierarchy then play the same held-out episodes of all runs. The
+hierarchy is played as its run configures it.
 
 Writes `benchmarks/results/hierarchy_NAME.json`; what it holds already is not done again.
 """

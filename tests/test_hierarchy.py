@@ -21,6 +21,8 @@ from forethought.agent import (
     Distillation,
     Hierarchy,
     Policy,
+    TemporalCost,
+    TemporalDistance,
     TopDown,
     distill,
 )
@@ -252,6 +254,30 @@ def test_strange_subgoals_cost(trained: Level) -> None:
     assert far[1] < 0.5 * far[0]
 
 
+class Metric(TemporalDistance):
+    """So many decisions that a free step of the level takes several."""
+
+    def steps(self, state: Tensor, goal: Tensor) -> Tensor:
+        return 4.0 * (state - goal).norm(dim=-1)
+
+
+def test_steps_that_the_temporal_distance_calls_long_cost(trained: Level) -> None:
+    temporal = Metric(SHAPE.latent_dim, 0.9)
+    goal, first = torch.full((1, 2), 3.0), []
+    for leaps in (0.0, 20.0):
+        free = agent_of(trained).hierarchy
+        assert free is not None
+        hierarchy = Hierarchy(
+            free.levels, free.planner, replace(free.top_down, leaps=leaps), TemporalCost(temporal)
+        )
+        wanted = hierarchy.direct(torch.zeros(1, 2), goal, None, time=0, generator=seeded())
+        path = wanted.levels[0].imagined
+        before = torch.cat((wanted.levels[0].state[:, None], path[:, :-1]), 1)
+        first.append(float(temporal.steps(before, path).amax()))
+    assert first[0] > 3.0
+    assert first[1] < 1.7
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -261,6 +287,11 @@ def test_strange_subgoals_cost(trained: Level) -> None:
         (lambda: TopDown(replan=1.5), r"top_down.replan is 1.5: choose it in \(0, 1\]"),
         (lambda: TopDown(condition="way"), "top_down.condition is 'way': use one of"),  # type: ignore[arg-type]
         (lambda: TopDown(support=math.inf), "top_down.support is inf: choose 0 or more, finite"),
+        (lambda: TopDown(leaps=-1.0), "top_down.leaps is -1.0: choose 0 or more, finite"),
+        (
+            lambda: Hierarchy((Level(2, 2, SHAPE),), CEM(), TopDown(leaps=1.0)),
+            "top_down.leaps is 1.0, which reads TC",
+        ),
         (
             lambda: TopDown(softmin_temperature=0.0),
             "top_down.softmin_temperature is 0.0: choose it above 0, finite",

@@ -49,7 +49,7 @@ def forethought(words: list[str], folder: Path) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,  # a busy machine; what hangs is ended all the same
     )
 
 

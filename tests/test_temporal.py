@@ -171,6 +171,9 @@ def test_the_three_readings_agree() -> None:
     d, average = module.steps(a, b), module.average(a, b)
     torch.testing.assert_close(average, 1 - 0.5**d)
     torch.testing.assert_close(module(a, b), average / 0.5)
+    beyond = torch.where(d > 1, 1 - 0.5 ** (d - 1), 0.0)
+    torch.testing.assert_close(module.excess(a, b), beyond)
+    assert bool((beyond > 0).any())
     torch.testing.assert_close(d, torch.log(1 - average) / math.log(0.5))
     module.steps = lambda state, goal: torch.tensor(3.0)  # type: ignore[method-assign]
     assert module(a, b).item() == pytest.approx(1 + 0.5 + 0.25)

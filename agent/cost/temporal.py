@@ -73,6 +73,15 @@ class TemporalDistance(nn.Module):
         """(1 - gamma) TC = 1 - gamma^d in [0, 1], `(...)`; see `steps`."""
         return -torch.expm1(self.steps(state, goal) * math.log(self.discount))
 
+    def excess(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """1 - gamma^max(0, d(s, s') - 1) in [0, 1], `(...)`: 0 for what is one decision away.
+
+        Of a predicted step it tells that the world has no such step: a way through a wall is short
+        for a model that is a little wrong, and long by the steps of the data.
+        """
+        beyond = (self.steps(state, next_state) - 1).clamp_min(0)
+        return -torch.expm1(beyond * math.log(self.discount))
+
     def forward(self, state: Tensor, goal: Tensor) -> Tensor:
         """TC(s, g) in [0, 1 / (1 - gamma)], `(...)`; see `steps`."""
         return self.average(state, goal) / (1 - self.discount)
