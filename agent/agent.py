@@ -194,6 +194,11 @@ class Agent:
                 "model.levels are given, but the task has no goal: choose no levels, or a task "
                 "with a goal"
             )
+        refine = 0 if self.hierarchy is None else self.hierarchy.top_down.refine
+        if refine and self.model.actions.discrete:
+            raise ValueError(
+                f"top_down.refine is {refine}, but indices of actions have no slope: choose 0"
+            )
         read = {} if self.readouts is None else self.readouts.sizes
         missing = [name for name in self.configurator.task.reads if name not in (*read, "state")]
         if missing:
@@ -328,15 +333,15 @@ class Agent:
             recall=self.recall,
         )
 
-    def think(self, carried: AgentState) -> Plan:
+    def think(self, carried: AgentState, deadline: Deadline | None = None) -> Plan:
         """Mode-2: plan from the current belief.
 
         Among the starts are, as far as the planner has room for them, the rest of the last plan,
         what the policy would do, and what was done from the nearest states remembered. Where the
-        setting says how long a plan may take, the search ends by then; this counts from here.
+        setting says how long a plan may take, the search ends by then; this counts from here, but
+        for a `deadline` that was set before.
         """
-        seconds = carried.setting.cost.seconds
-        deadline = None if seconds is None else Deadline.after(seconds, self.clock)
+        deadline = deadline or self._deadline(carried)
         belief = carried.belief
         if belief is None:
             raise ValueError("nothing was observed yet: call `act`, which calls this")
@@ -411,8 +416,21 @@ class Agent:
 
     def _planned(self, carried: AgentState) -> AgentState:
         """Mode-2 for all rows."""
-        carried = self._directed(carried)
-        plan = self.think(carried)
+        deadline = self._deadline(carried)
+        carried = self._directed(carried, deadline)
+        plan = self.think(carried, deadline)
+        if self.hierarchy is not None and self.hierarchy.top_down.refine:
+            assert carried.belief is not None
+            assert carried.wanted is not None
+            actions, energy, states, wanted = self.hierarchy.refine(
+                self.problem(carried.setting, carried.belief, carried.memory),
+                plan.actions,
+                carried.wanted,
+                time=carried.time,
+                deadline=deadline,
+            )
+            plan = replace(plan, actions=actions, energy=energy, states=states)
+            carried = replace(carried, wanted=wanted)
         assert isinstance(plan.states, Tensor)
         assert carried.mind is not None
         mind = replace(
@@ -433,20 +451,24 @@ class Agent:
             mind=mind,
         )
 
-    def _directed(self, carried: AgentState) -> AgentState:
+    def _deadline(self, carried: AgentState) -> Deadline | None:
+        """When a plan that is begun now has to be there."""
+        seconds = carried.setting.cost.seconds
+        return None if seconds is None else Deadline.after(seconds, self.clock)
+
+    def _directed(self, carried: AgentState, deadline: Deadline | None) -> AgentState:
         """With what the levels above want by now."""
         if self.hierarchy is None:
             return carried
         setting, belief = carried.setting, carried.belief
         assert belief is not None
-        seconds = setting.cost.seconds
         wanted = self.hierarchy.direct(
             belief,
             setting.context["goal"],
             carried.wanted,
             time=carried.time,
             generator=carried.generator,
-            deadline=None if seconds is None else Deadline.after(seconds, self.clock),
+            deadline=deadline,
         )
         return replace(carried, wanted=wanted)
 
@@ -464,7 +486,8 @@ class Agent:
         assert belief is not None
         assert mind is not None
         thinking = setting.thinking
-        carried = self._directed(carried)
+        deadline = self._deadline(carried)
+        carried = self._directed(carried, deadline)
         problem = self._problem_now(carried)
         candidates = [self._rolled(carried)]
         if carried.plan is not None:
@@ -510,7 +533,7 @@ class Agent:
         if len(rows):
             # What is cheap and best goes in as the last plan does: a plan is never worse.
             chosen = replace(carried, plan=actions, planned=None).select(rows)
-            plan = self.think(chosen)
+            plan = self.think(chosen, deadline)
             assert isinstance(plan.states, Tensor)
             kept = plan.energy <= energy[rows]
             won = rows[kept]

@@ -11,7 +11,7 @@ itself: a subgoal is only as exact as the space that it lies in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from forethought.agent.cost import GoalDistance, GoalTerm, TemporalCost
-from forethought.planners import Deadline, Planner, Problem, shift
+from forethought.planners import Deadline, Planner, Problem, evaluate, losing, project, shift
+from forethought.planners.descent import Descent
 from forethought.worldmodel.hierarchy import Level, lifted
 
 Condition = Literal["state", "macro"]
@@ -42,6 +43,10 @@ class TopDown:
         scale: mean squared distance from the known ones at which that cost is half its weight.
         leaps: weight of a cost for steps of the top level that are longer than one by its own
             TC(s, s') (`TemporalDistance.excess`): the level's model takes ways that there are not.
+        refine: steps of Adam on the plans of all levels together, once each has been made: what a
+            level below can do then moves what is wanted of it. Of the sum of all energies the
+            plans keep the lowest, for each environment; 0 leaves plans as they were made.
+        refine_rate: rate of these steps.
         planner: of the levels above; None is the agent's own.
     """
 
@@ -53,6 +58,8 @@ class TopDown:
     support: float = 0.0
     scale: float = 0.1
     leaps: float = 0.0
+    refine: int = 0
+    refine_rate: float = 0.05
     planner: Planner | None = None
 
     def __post_init__(self) -> None:
@@ -78,8 +85,13 @@ class TopDown:
                 raise ValueError(
                     f"top_down.{name} is {getattr(self, name)}: choose 0 or more, finite"
                 )
-        if not 0 < self.scale < float("inf"):
-            raise ValueError(f"top_down.scale is {self.scale}: choose it above 0, finite")
+        if self.refine < 0:
+            raise ValueError(f"top_down.refine is {self.refine}: choose 0 or more")
+        for name in ("scale", "refine_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"top_down.{name} is {getattr(self, name)}: choose it above 0, finite"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +172,8 @@ class Hierarchy:
             before: what was wanted so far, or None at the start.
             time: decisions since the start.
             generator: source of the planners' randomness.
-            deadline: when to stop; the first iteration on each level always runs.
+            deadline: when to stop; every level that plans gets an equal part of what is left, and
+                the world model one more. The first iteration on each level always runs.
         """
         states, goals = lifted(self.levels, belief), lifted(self.levels, goal)
         wanted: Intention | None = None  # of the level above
@@ -169,7 +182,8 @@ class Hierarchy:
             last = None if before is None else before.levels[place]
             if last is None or time - last.made >= self._pace(place):
                 problem = self._problem(place, states[place + 1], goals[place + 1], wanted)
-                wanted = self._intend(place, problem, last, wanted, time, generator, deadline)
+                until = None if deadline is None else deadline.part(place + 2)
+                wanted = self._intend(place, problem, last, wanted, time, generator, until)
             else:
                 wanted = last
             found.append(wanted)
@@ -178,6 +192,78 @@ class Hierarchy:
     def towards(self, problem: Problem, wanted: Intentions) -> Problem:
         """The world model's own problem, whose goal term is what the lowest level above wants."""
         return _conditioned(problem, self.levels[0], wanted.levels[0], self.top_down.condition)
+
+    def refine(
+        self,
+        problem: Problem,
+        actions: Tensor,
+        wanted: Intentions,
+        *,
+        time: int,
+        deadline: Deadline | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Intentions]:
+        """Refine the plans of all levels together: projected steps of Adam on their energies' sum.
+
+        Levels that did not plan in this decision stay as they are, and so does who is near.
+
+        Args:
+            problem: the world model's own, with the goal in its context; B environments.
+            actions: its plan, `(B, H, A)`.
+            wanted: what the levels above want.
+            time: decisions since the start.
+            deadline: when to stop.
+
+        Returns:
+            Actions `(B, H, A)`, their energy towards what is now wanted `(B,)`, the states that
+            they lead to `(B, H, D)`, and what is now wanted.
+        """
+        assert isinstance(problem.state, Tensor)
+        fresh = [place for place, level in enumerate(wanted.levels) if level.made == time]
+        states = lifted(self.levels, problem.state)
+        goals = lifted(self.levels, problem.context["goal"])
+
+        def joint(plans: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Intentions]]:
+            above: Intention | None = None
+            total, found = plans[0].new_zeros(len(plans[0])), list(wanted.levels)
+            for place in reversed(range(len(self.levels))):
+                if place in fresh:
+                    macros = plans[1 + fresh.index(place)]
+                    own = self._problem(place, states[place + 1], goals[place + 1], above)
+                    energy, imagined = evaluate(own, macros[:, None])
+                    assert isinstance(imagined, Tensor)
+                    total = total + energy[:, 0]
+                    found[place] = replace(found[place], plan=macros, imagined=imagined[:, 0])
+                above = found[place]
+            then = Intentions(tuple(found))
+            energy, imagined = evaluate(self.towards(problem, then), plans[0][:, None])
+            assert isinstance(imagined, Tensor)
+            return total + energy[:, 0], (energy[:, 0], imagined[:, 0], then)
+
+        bounds = [problem, *(self._problem(p, states[p + 1], goals[p + 1], None) for p in fresh)]
+        plans = [actions, *(wanted.levels[place].plan for place in fresh)]
+        descents = [Descent() for _ in plans]
+        best, lowest = plans, losing(joint(plans)[0][:, None])[:, 0]
+        for _ in range(self.top_down.refine):
+            if deadline is not None and deadline.passed():
+                break
+            leaves = [plan.detach().requires_grad_() for plan in plans]
+            with torch.enable_grad():
+                slopes = torch.autograd.grad(joint(leaves)[0].sum(), leaves)
+            rate = self.top_down.refine_rate
+            plans = [
+                project(own, plan - rate * descent.step(slope.nan_to_num(0.0, 0.0, 0.0)))
+                for own, plan, descent, slope in zip(bounds, plans, descents, slopes, strict=True)
+            ]
+            with torch.no_grad():
+                energy = losing(joint(plans)[0][:, None])[:, 0]
+            lower = energy < lowest
+            lowest = torch.where(lower, energy, lowest)
+            best = [
+                torch.where(lower[:, None, None], plan, old)
+                for plan, old in zip(plans, best, strict=True)
+            ]
+        with torch.no_grad():
+            return best[0], *joint(best)[1]
 
     def _pace(self, place: int) -> int:
         """Decisions between two plans of a level."""

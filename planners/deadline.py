@@ -34,6 +34,11 @@ class Deadline:
         """`seconds` from now on."""
         return Deadline(clock() + seconds, clock)
 
+    def part(self, among: int) -> Deadline:
+        """The end of the first of so many equal parts of the time that is left."""
+        now = self.clock()
+        return Deadline(now + (self.at - now) / among, self.clock)
+
     def passed(self) -> bool:
         """Whether the moment has come."""
         return self.clock() >= self.at

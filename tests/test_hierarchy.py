@@ -26,7 +26,7 @@ from forethought.agent import (
     TopDown,
     distill,
 )
-from forethought.planners import CEM, Gradient, evaluate
+from forethought.planners import CEM, Deadline, Gradient, evaluate
 from forethought.worldmodel import (
     JEPA,
     LatentData,
@@ -254,6 +254,61 @@ def test_strange_subgoals_cost(trained: Level) -> None:
     assert far[1] < 0.5 * far[0]
 
 
+@pytest.mark.parametrize("condition", ["state", "macro"])
+def test_refining_lowers_the_energy_of_all_levels_together(trained: Level, condition: str) -> None:
+    agent = agent_of(trained, condition=condition, refine=20)
+    assert agent.hierarchy is not None
+    state, goal = torch.zeros(3, 2), torch.tensor([[1.5, 1.0], [-1.0, 2.0], [0.1, 0.0]])
+    carried = agent.start(3, goal=goal.numpy(), generator=seeded())
+    own = agent.problem(carried.setting, state)
+    wanted = agent.hierarchy.direct(state, goal, None, time=0, generator=seeded())
+
+    hierarchy, there = agent.hierarchy, trained.encode(goal)
+
+    def energies(wanted: Any, actions: Tensor) -> Tensor:
+        above = hierarchy._problem(0, trained.encode(state), there, None)
+        first = evaluate(above, wanted.levels[0].plan[:, None])[0]
+        return (first + evaluate(hierarchy.towards(own, wanted), actions[:, None])[0])[:, 0]
+
+    draws = seeded()
+    wanted = hierarchy.direct(state, goal, None, time=0, generator=draws)
+    plan = agent.planner.plan(hierarchy.towards(own, wanted), generator=draws)
+    before = energies(wanted, plan.actions)
+    actions, energy, states, now = agent.hierarchy.refine(own, plan.actions, wanted, time=0)
+    after = energies(now, actions)
+    assert (after <= before + 1e-5).all()
+    assert (after < before - 1e-3).any()
+    assert actions.abs().max() <= 1
+    assert now.levels[0].plan.norm(dim=-1).max() <= trained.reach
+    told, reached = evaluate(agent.hierarchy.towards(own, now), actions[:, None])
+    torch.testing.assert_close(energy, told[:, 0])
+    torch.testing.assert_close(states, reached[:, 0])
+    # A level that planned before keeps its plan.
+    _, _, _, kept = agent.hierarchy.refine(own, plan.actions, wanted, time=1)
+    assert torch.equal(kept.levels[0].plan, wanted.levels[0].plan)
+    carried = replace(carried, generator=seeded())
+    _, refined = agent.act(carried, state.numpy())
+    assert refined.wanted is not None
+    torch.testing.assert_close(refined.wanted.levels[0].plan, now.levels[0].plan)
+
+
+def test_time_is_shared_among_the_levels(trained: Level) -> None:
+    now = 10.0
+    deadline = Deadline(now + 6.0, clock=lambda: now)
+    assert deadline.part(3).at == pytest.approx(12.0)
+    seen = []
+
+    class Watching(CEM):
+        def plan(self, problem: Any, **rest: Any) -> Any:
+            seen.append(rest["deadline"].at)
+            return super().plan(problem, **rest)
+
+    hierarchy = Hierarchy((trained,), Watching(candidates=8, elites=2), TopDown(horizon=(2,)))
+    state = torch.zeros(1, 2)
+    hierarchy.direct(state, state + 3, None, time=0, generator=seeded(), deadline=deadline)
+    assert seen == [13.0]  # half for the level, half for the world model
+
+
 class Metric(TemporalDistance):
     """So many decisions that a free step of the level takes several."""
 
@@ -287,6 +342,8 @@ def test_steps_that_the_temporal_distance_calls_long_cost(trained: Level) -> Non
         (lambda: TopDown(replan=1.5), r"top_down.replan is 1.5: choose it in \(0, 1\]"),
         (lambda: TopDown(condition="way"), "top_down.condition is 'way': use one of"),  # type: ignore[arg-type]
         (lambda: TopDown(support=math.inf), "top_down.support is inf: choose 0 or more, finite"),
+        (lambda: TopDown(refine=-1), "top_down.refine is -1: choose 0 or more"),
+        (lambda: TopDown(refine_rate=0.0), "top_down.refine_rate is 0.0: choose it above 0"),
         (lambda: TopDown(leaps=-1.0), "top_down.leaps is -1.0: choose 0 or more, finite"),
         (
             lambda: Hierarchy((Level(2, 2, SHAPE),), CEM(), TopDown(leaps=1.0)),
