@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=12, help="of gradient; CEM, MPPI: half")
     parser.add_argument("--horizons", type=int, nargs="+", default=[12, 24, 48, 96])
     parser.add_argument(
-        "--discounts", type=float, nargs="+", default=[0.98], help="gamma of the rival's TC"
+        "--discounts", type=float, nargs="*", default=[0.98], help="gamma of the rival's TC"
     )
     parser.add_argument("--episodes", type=int, default=100, help="held-out ones, per run")
     parser.add_argument("--trials", type=int, default=30, help="development episodes")
