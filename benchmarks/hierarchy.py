@@ -40,7 +40,6 @@ from forethought.agent import (
     PolicyController,
     TemporalCost,
     TemporalDistance,
-    TemporalStage,
     held_out_seeds,
     run_episodes,
     summarise,
@@ -140,7 +139,8 @@ def distance_of(trained: Trained, discount: float) -> TemporalDistance:
     torch.manual_seed(trained.arguments["seed"])  # the initial weights
     module = TemporalDistance(model.latent_dim, discount)
     stages = trained.arguments["stages"]
-    stage = TemporalStage(steps=len(levels) * stages.levels.steps + stages.temporal.steps)
+    steps = len(levels) * stages.levels.steps + stages.temporal.steps
+    stage = replace(stages.temporal, steps=steps)
     train_temporal(module, model, data, stage, torch.Generator().manual_seed(0))
     return module.requires_grad_(False)
 

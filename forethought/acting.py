@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,9 +36,11 @@ from forethought.agent import (
     run_episodes,
 )
 from forethought.agent.cost.terms import parse_quantity
+from forethought.agent.loop import OnDecision
 from forethought.planners import Gradient, Planner
-from forethought.run_folder import check_place
+from forethought.run_folder import SUBGOALS, check_place
 from forethought.running import Trained, load, priced
+from forethought.scenes import Subgoals, frame_of
 from forethought.threads import set_threads
 from forethought.worldmodel import LatentData
 
@@ -110,9 +113,14 @@ def act(
     recorder = None if video is None else Recorder(trained, controller.agent, env)
     outcomes: list[Outcome] = []
     for episode_seed in held_out_seeds(episodes, seed):
-        outcomes += run_episodes(env, controller, [episode_seed], on_step=recorder)
+        subgoals = None if outcomes else Subgoals.of(trained, mode)
+        watching = [each for each in (recorder, subgoals) if each is not None]
+        on_step = partial(tell, watching) if watching else None
+        outcomes += run_episodes(env, controller, [episode_seed], on_step=on_step)
         if recorder is not None:
             recorder.end(outcomes[-1])
+        if subgoals is not None:
+            pictures.write_picture(trained.folder.path / SUBGOALS, subgoals.picture())
     if video is not None and recorder is not None:
         pictures.write_video(video, recorder.frames())
     for outcome in outcomes:
@@ -125,6 +133,12 @@ def act(
             1000 * float(np.mean(outcome.decision_seconds)),
         )
     return outcomes
+
+
+def tell(watching: Sequence[OnDecision], *decision: Any) -> None:
+    """Tell all who watch of a decision; see `run_episodes`."""
+    for each in watching:
+        each(*decision)
 
 
 Numbers = dict[tuple[str, str], float]  # by kind and name: a term may be called `energy` too
@@ -374,43 +388,3 @@ def words_of(mode: Mode, mind: Mind) -> str:
     if mode == 2:
         return "Mode-2: planned" if thought else "Mode-2: goes on with its plan"
     return "auto: thought (Mode-2)" if thought else "auto: did not think"
-
-
-@torch.no_grad()
-def frame_of(
-    trained: Trained,
-    env: Any,
-    info: Any,
-    carried: AgentState,
-    path: list[np.ndarray],
-    age: int = 0,
-) -> np.ndarray:
-    """The scene of one decision; Two-Rooms and mazes with the real and the imagined trajectory.
-
-    Args:
-        trained: the run.
-        env: the vector environment, for its own rendering elsewhere.
-        info: what the environment said before the decision.
-        carried: what the agent carries after it.
-        path: positions so far; this one is appended.
-        age: decisions since what `carried` imagined was imagined.
-    """
-    geometry, maze = envs.GEOMETRIES.get(trained.spec.id), info.get("maze")
-    if geometry is None and maze is None:
-        return np.asarray(env.render()[0])
-    quantities = {name: np.asarray(value[0], float) for name, value in info["quantities"].items()}
-    path.append(quantities["position"])
-    lines: list[tuple[Any, tuple[int, int, int]]] = [(np.stack(path), pictures.REAL)]
-    if carried.imagined is not None and "position" in trained.readouts.sizes:
-        imagined = trained.readouts(carried.imagined[0, age:])["position"].cpu().numpy()
-        lines.append((np.vstack((quantities["position"], imagined)), pictures.IMAGINED))
-    wanted = () if carried.wanted is None else carried.wanted.levels
-    for probes, level, colour in zip(trained.probes, wanted, pictures.WANTED, strict=False):
-        if "position" in probes.sizes:
-            subgoals = probes(level.imagined[0])["position"].cpu().numpy()
-            lines.append((np.vstack((quantities["position"], subgoals)), colour))
-    ends = quantities["position"], quantities["goal_position"]
-    if geometry is None:
-        return np.asarray(envs.draw_maze(maze["walls"][0], *ends, paths=lines))
-    wall, door = quantities["wall"].item(), quantities["door"].item()
-    return np.asarray(envs.draw_scene(geometry, wall, door, *ends, paths=lines))

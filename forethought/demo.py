@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 
 from forethought import envs, pictures
-from forethought.acting import frame_of
 from forethought.agent import AgentController, AgentState, held_out_seeds, run_episodes
 from forethought.cli import call
 from forethought.running import Row, load, write_rows
+from forethought.scenes import frame_of
 from forethought.showing import table_of
 
 logger = logging.getLogger(__name__)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SUBGOALS = "subgoals.png"  # what `act` draws of a run with levels above
 PACKAGES = ("forethought", "torch", "numpy", "gymnasium", "mujoco", "dm-control")
 
 

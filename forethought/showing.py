@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forethought.parser import read_yaml
-from forethought.run_folder import RunFolder, read_metrics
+from forethought.run_folder import SUBGOALS, RunFolder, read_metrics
 from forethought.tables import (
     Row,
     flattened,
@@ -75,6 +75,7 @@ def _show_one(folder: RunFolder) -> None:
             table.add_row(name, number_text(value))
         print_table(console, "diagnostics", table)
     _print_calibration(console, folder)
+    _print_subgoals(console, folder)
     rows = folder.read_json("results.json")
     if rows:
         console.print()
@@ -125,6 +126,12 @@ def _print_calibration(console: Console, folder: RunFolder) -> None:
         print_table(console, f"critic, on {report.get('count')} states: 1 is a true slope", table)
     if (folder.path / "calibration.png").is_file():
         console.print(f"expected and realised: {folder.path / 'calibration.png'}", soft_wrap=True)
+
+
+def _print_subgoals(console: Console, folder: RunFolder) -> None:
+    """Where the picture of the last `act` is, in a run with levels above."""
+    if (folder.path / SUBGOALS).is_file():
+        console.print(f"subgoals: {folder.path / SUBGOALS}", soft_wrap=True)
 
 
 def _rounds(folder: RunFolder) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import forethought
 from forethought import envs
-from forethought.acting import Recorder, components_of, frame_of, quantities_of, words_of
+from forethought.acting import Recorder, components_of, quantities_of, words_of
 from forethought.agent import (
     AgentState,
     Cost,
@@ -28,7 +28,8 @@ from forethought.agent import (
     Tolerance,
 )
 from forethought.agent.configurator import Configurator
-from forethought.pictures import IMAGINED, REAL
+from forethought.pictures import IMAGINED, REAL, WANTED
+from forethought.scenes import Subgoals, frame_of
 
 LINE = "forethought/DoubleIntegrator-v0"
 FAR = Tolerance("position", margin=1.0, value_at_margin=0.0, sigmoid="linear")  # cost |position|
@@ -311,6 +312,37 @@ def test_mazes_show_both_paths() -> None:
     rest = count(frame_of(trained, env, info, carried, path, age=2), IMAGINED)
     nothing = count(frame_of(trained, env, info, blank, []), IMAGINED)
     assert whole > rest > nothing == 0
+
+
+def test_subgoals_are_drawn_once_each_time_one_is_made(tmp_path: Path) -> None:
+    env = envs.make("forethought/Maze-v0", 1, observe="vector", render_mode=None)
+    _, info = env.reset(seed=[3])
+    start = info["quantities"]["position"][0].astype(float)
+
+    class Reading:
+        sizes: ClassVar = {"position": 2}
+
+        def __call__(self, states: Tensor) -> dict[str, Tensor]:
+            return {"position": states}
+
+    folder = SimpleNamespace(packaged=False, path=tmp_path)
+    trained: Any = SimpleNamespace(
+        spec=SimpleNamespace(id="forethought/Maze-v0"), probes=(Reading(),), folder=folder
+    )
+    subgoals = Subgoals.of(trained, 2)
+    assert subgoals is not None
+    for made in (0, 0, 4):
+        ahead = torch.as_tensor(start + np.array([1.0, 0.2 * made])).expand(1, 3, 2)
+        level: Any = SimpleNamespace(made=made, imagined=ahead)
+        carried: Any = object.__new__(AgentState)
+        object.__setattr__(carried, "wanted", SimpleNamespace(levels=(level,)))
+        subgoals(np.arange(1), None, info, carried)
+    assert [list(made) for made in subgoals._wanted] == [[0, 4]]
+    assert count(subgoals.picture(), WANTED[0]) > 20
+    # Who plans nothing, has no levels, or is a part of the package, draws nothing.
+    assert Subgoals.of(trained, 1) is None
+    trained.folder = SimpleNamespace(packaged=True)
+    assert Subgoals.of(trained, 2) is None
 
 
 # --- the verb

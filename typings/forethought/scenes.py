@@ -1,0 +1,1 @@
+../../forethought/scenes.py
