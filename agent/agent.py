@@ -186,8 +186,7 @@ class Agent:
             asking = ", ".join(name for name, asked in asks.items() if asked)
             raise ValueError(
                 f"{asking} wants the predictor's doubt, but {type(self.model.predictor).__name__} "
-                "tells none: choose model.predictor EnergyMLP, EnergyTransformer or Ensemble, or "
-                "leave it out"
+                "tells none: choose model.predictor EnergyMLP or Ensemble, or leave it out"
             )
         if self.hierarchy is not None and not self.configurator.task.goal:
             raise ValueError(
@@ -418,7 +417,7 @@ class Agent:
         """Mode-2 for all rows."""
         deadline = self._deadline(carried)
         carried = self._directed(carried, deadline)
-        plan = self.think(carried, deadline)
+        plan, more = self.think(carried, deadline), 0
         if self.hierarchy is not None and self.hierarchy.top_down.refine:
             assert carried.belief is not None
             assert carried.wanted is not None
@@ -431,13 +430,15 @@ class Agent:
             )
             plan = replace(plan, actions=actions, energy=energy, states=states)
             carried = replace(carried, wanted=wanted)
+            # Each step forward and backward and once more, and the plans before and after.
+            more = (3 * self.hierarchy.top_down.refine + 2) * plan.actions.shape[1]
         assert isinstance(plan.states, Tensor)
         assert carried.mind is not None
         mind = replace(
             carried.mind,
             energy=plan.energy,
             thought=torch.ones_like(carried.mind.thought),
-            evaluations=_steps_of(plan),
+            evaluations=_steps_of(plan) + more,
             imagined_costs=(
                 self.costs_of(plan.states, plan.actions) if self._counts(carried) else None
             ),

@@ -45,7 +45,8 @@ class TopDown:
             TC(s, s') (`TemporalDistance.excess`): the level's model takes ways that there are not.
         refine: steps of Adam on the plans of all levels together, once each has been made: what a
             level below can do then moves what is wanted of it. Of the sum of all energies the
-            plans keep the lowest, for each environment; 0 leaves plans as they were made.
+            plans keep the lowest, for each environment; 0 leaves plans as they were made, and mode
+            `auto` always does.
         refine_rate: rate of these steps.
         planner: of the levels above; None is the agent's own.
     """
@@ -204,7 +205,7 @@ class Hierarchy:
     ) -> tuple[Tensor, Tensor, Tensor, Intentions]:
         """Refine the plans of all levels together: projected steps of Adam on their energies' sum.
 
-        Levels that did not plan in this decision stay as they are, and so does who is near.
+        Levels that did not plan in this decision stay as they are; who counts as near stays so.
 
         Args:
             problem: the world model's own, with the goal in its context; B environments.

@@ -87,5 +87,8 @@ class Policy(nn.Module):
         for _ in range(horizon):
             states.append(state)
             actions.append(self(state, context))
-            state = model.predict(state, actions[-1], context=context)
+            if model.predictor.window > 1:  # a step sees those before it, as in a plan
+                state = model.rollout(states[0], torch.stack(actions, 1), context=context)[:, -1]
+            else:
+                state = model.predict(state, actions[-1], context=context)
         return torch.stack(actions, 1), torch.stack(states, 1)

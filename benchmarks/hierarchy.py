@@ -78,9 +78,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    ledger = Ledger(given.results / f"hierarchy_{given.name}.json")
+    chosen_on = given.development or given.runs[0]
+    options = {"env": given.env_options, "starts": given.starts, "iterations": given.iterations}
+    options |= {"trials": given.trials, "chosen_on": chosen_on.name}
+    ledger = Ledger(given.results / f"hierarchy_{given.name}.json", options)
     rivals = planners(given.starts, given.iterations)
-    for place, run in enumerate([given.development or given.runs[0], *given.runs]):
+    for place, run in enumerate([chosen_on, *given.runs]):
         trained = load(run, device="cpu")
         if trained.agent.hierarchy is None:
             raise SystemExit(f"{run} has no levels: train it with --model.levels")
@@ -108,11 +111,15 @@ class Ledger:
 
     Args:
         path: where.
+        options: how the rows are made.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+    def __init__(self, path: Path, options: Row) -> None:
+        self.path, self.options = path, options
+        held = json.loads(path.read_text()) if path.exists() else {"options": options, "rows": []}
+        if held["options"] != options:
+            raise SystemExit(f"{path} was made with {held['options']}: move it away")
+        self.rows: list[Row] = held["rows"]
 
     def find(self, **key: Any) -> Row | None:
         """The row that has these values."""
@@ -126,6 +133,7 @@ class Ledger:
             "command": "python " + shlex.join(sys.argv),
             "commit": commit(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+            "options": self.options,
             "rows": self.rows,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +147,10 @@ def distance_of(trained: Trained, discount: float) -> TemporalDistance:
     torch.manual_seed(trained.arguments["seed"])  # the initial weights
     module = TemporalDistance(model.latent_dim, discount)
     stages = trained.arguments["stages"]
-    steps = len(levels) * stages.levels.steps + stages.temporal.steps
+    steps = len(levels) * stages.levels.steps
+    assert trained.agent.hierarchy is not None
+    if isinstance(trained.agent.hierarchy.top, TemporalCost):
+        steps += stages.temporal.steps
     stage = replace(stages.temporal, steps=steps)
     train_temporal(module, model, data, stage, torch.Generator().manual_seed(0))
     return module.requires_grad_(False)

@@ -108,6 +108,12 @@ def train(
     if held is None and (resume or not there.config.exists()):  # else it is refused below
         _check_own_data(there.data, env, spec, trust=trust)
     jepa = build_model(model, spec, where, seed)
+    window = jepa.predictor.window
+    if stages.joint.teacher_forcing and stages.joint.steps and stages.joint.unroll > window > 1:
+        raise ValueError(
+            f"stages.joint.unroll is {stages.joint.unroll} with teacher_forcing, but the "
+            f"predictor's window is {window}: choose {window} or less"
+        )
     if resume and there.task.is_file():  # what the run was begun with may have moved
         task = str(there.task)
     trusted = trust or not resume

@@ -677,6 +677,16 @@ def test_levels_above_are_trained_kept_and_planned_with(tmp_path: Path) -> None:
     assert equal(run, again)
 
 
+def test_forced_windows_are_not_longer_than_the_predictor_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, *PENDULUM, "--model.predictor=CausalPredictor", "--stages.joint.unroll=4"]
+    words += ["--stages.joint.teacher_forcing=true", f"--run={tmp_path / 'run'}"]
+    says = "stages.joint.unroll is 4 with teacher_forcing, but the predictor's window is 3"
+    assert says in refusal(capsys, "train", *words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_levels_need_a_goal_and_long_enough_episodes(tmp_path: Path) -> None:
     words = [*TINY, *PENDULUM, "--model.levels=[{stride: 2}]"]
     with pytest.raises(ValueError, match=r"model.levels are given, but the task has no goal"):

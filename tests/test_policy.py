@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.agent.policy import Policy
-from forethought.worldmodel import JEPA, Actions, ResidualMLP
+from forethought.worldmodel import JEPA, Actions, CausalPredictor, ResidualMLP
 from forethought.worldmodel.modulation import FiLM
 from forethought.worldmodel.perception import Perception
 
@@ -104,6 +104,21 @@ def test_the_roll_out_is_the_loop(discrete: bool, modulation: int) -> None:
     torch.testing.assert_close(
         model.rollout(states[:, 0], actions, context=context)[:, :-1], states[:, 1:]
     )
+
+
+def test_the_roll_out_sees_what_a_plan_sees() -> None:
+    """A predictor with a window is shown the states before."""
+    torch.manual_seed(1)
+    predictor = CausalPredictor(D, A, window=3, width=8, depth=1, heads=2).eval()
+    with torch.no_grad():
+        for parameter in predictor.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=seeded(2)))
+    model, policy, context = JEPA(Seeing(), predictor), policy_of(), context_of(B)
+    actions, states = policy.rollout(model, normal(B, D), context, 5)
+    expected = model.rollout(states[:, 0], actions)[:, :-1]
+    torch.testing.assert_close(states[:, 1:], expected)
+    alone = model.predict(states[:, 1], actions[:, 1])
+    assert not torch.allclose(states[:, 2], alone, atol=1e-3)
 
 
 # --- with a code

@@ -25,6 +25,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from forethought.worldmodel import ranks
 from forethought.worldmodel.modulation import FiLM, condition_of
 from forethought.worldmodel.perception import mlp
 from forethought.worldmodel.predictors import Context, Predictor, Usual
@@ -50,7 +51,8 @@ class Refinement:
         tolerance: in evaluation a row stops when a step lowers its energy by no more than this.
             With a rate near 1, where training leaves it, that is about the squared length of the
             step.
-        halvings: refused steps after which a row stops.
+        halvings: how often a row's step size is halved before it stops: so many refused steps,
+            and one more.
         rate: step size at first; it is learned and stays positive.
         rate_spread: in training the step size of each row is multiplied by a number between
             1 / spread and spread, uniform in its logarithm; 1 leaves it as it is.
@@ -206,7 +208,8 @@ class EnergyPredictor(Predictor):
     ) -> Tensor:
         """See `Predictor.doubt`: by the energy of the prediction.
 
-        1 / (1 + exp(-(E - mean) / std)), with mean and std of predictions in training.
+        1 / (1 + exp(-(E - mean) / std)), with mean and std of predictions in training, which make
+        fewer steps: those of evaluation lie a little lower, and their doubt below a half.
         """
         doubt: Tensor = self.usual(self.energy(state, action, next_state, context))
         return doubt
@@ -277,7 +280,7 @@ class EnergyPredictor(Predictor):
             wanted = torch.is_grad_enabled() and (r.unrolled or step == r.steps - 1)
             with torch.set_grad_enabled(wanted):
                 slope = self._slope(given, y)[1]
-            y = self._normed(y - rate * slope)
+            y = self._normed(y - (rate if wanted else rate.detach()) * slope)
             if idle is not None:
                 y = torch.where(idle > step, before, y)
         with torch.no_grad():
@@ -287,7 +290,9 @@ class EnergyPredictor(Predictor):
     def _generator(self) -> torch.Generator:
         """A fresh source of random numbers for each call."""
         self.draws += 1
-        return torch.Generator().manual_seed(int(self.seed) * 1_000_003 + int(self.draws))
+        # Ranks share the buffers and must not share the draws.
+        own = 31 * int(self.draws) + ranks.rank()
+        return torch.Generator().manual_seed(int(self.seed) * 1_000_003 + own)
 
     # --- evaluation
 
@@ -323,7 +328,7 @@ class EnergyPredictor(Predictor):
                 refused[lost] += 1
             steps[won] += 1
             going = going.index_put(
-                (rows,), torch.where(falls, ~enough, refused[rows] < r.halvings)
+                (rows,), torch.where(falls, ~enough, refused[rows] <= r.halvings)
             )
             if keep:
                 trace.append(energy)
@@ -448,6 +453,9 @@ class EnergyTransformer(EnergyPredictor):
         hidden: width of the blocks' MLPs; 0 takes four times the width.
         normalise: apply the LayerNorm of a normalised encoder to every y on the way.
     """
+
+    # Its energies have a longer past in a roll-out than `doubt` knows of: no common unit.
+    doubts = False
 
     def __init__(
         self,

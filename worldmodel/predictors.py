@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from forethought.worldmodel import ranks
 from forethought.worldmodel.analytic import ResidualStack, unroll
 from forethought.worldmodel.modulation import FiLM, Modulation, condition_of
 from forethought.worldmodel.perception import mlp
@@ -25,11 +26,13 @@ class Predictor(nn.Module, ABC):
     Attributes:
         action_dim: size A of the action.
         modulation_dim: size M of the code `context["modulation"]` that it reads; 0: it reads none.
+        window: number of states that a step of a roll-out sees: the last one, or some before too.
         doubts: whether it can tell how sure it is of a prediction.
     """
 
     action_dim: int
     modulation_dim: int = 0
+    window: int = 1
     doubts: bool = False
 
     @abstractmethod
@@ -91,8 +94,8 @@ class Predictor(nn.Module, ABC):
             ValueError: this kind of predictor cannot tell.
         """
         raise ValueError(
-            f"{type(self).__name__} does not tell how sure it is: choose model.predictor EnergyMLP,"
-            " EnergyTransformer or Ensemble"
+            f"{type(self).__name__} does not tell how sure it is: choose model.predictor EnergyMLP "
+            "or Ensemble"
         )
 
     def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
@@ -128,8 +131,9 @@ class Usual(nn.Module):
     def listen(self, signal: Tensor) -> None:
         """Take a batch of signals `(...)` into moving averages; over the first 100, plain ones.
 
-        A batch in which not all is finite is left out.
+        A batch in which not all is finite is left out. Ranks hear the signals of all.
         """
+        signal = ranks.gather(signal.flatten())
         heard = self.heard + 1
         share = torch.clamp(1 / heard, min=0.01)
         mean, variance = self.moments.unbind()

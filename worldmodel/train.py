@@ -261,7 +261,10 @@ def _dropout(module: nn.Module, draw: Callable[[], int]) -> Iterator[None]:
 
 def _share_dropped(module: nn.Module) -> float:
     """Probability with which a module leaves numbers out in training."""
-    return float(module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0))
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return float(module.p)
+    share = getattr(module, "dropout", 0.0)  # a module of that name tells by itself
+    return float(share) if isinstance(share, int | float) else 0.0
 
 
 def _pushed(
