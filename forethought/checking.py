@@ -1,4 +1,4 @@
-"""What a training refuses before it begins: data and tasks that do not fit their environment."""
+"""What a training refuses before it begins: data, tasks and options that do not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from gymnasium.spaces import Discrete
 
 from forethought import envs
-from forethought.build import Collection, Round
+from forethought.agent import Cost, TopDown
+from forethought.build import Collection, Round, Stages
 from forethought.envs import HELD_OUT_SEED, Dataset, EnvSpec
 from forethought.parser import refuse_strangers
 from forethought.tasks import read_task, task_for
@@ -57,6 +58,40 @@ def open_data(
             "held out for evaluation: collect other episodes"
         )
     return held
+
+
+def check_fit(jepa: JEPA, stages: Stages, cost: Cost, top_down: TopDown | None) -> None:
+    """Refuse what the model cannot do now, and not when it is trained.
+
+    Args:
+        jepa: the world model.
+        stages: of its training.
+        cost: what plans minimise.
+        top_down: how levels above plan, where there are any.
+
+    Raises:
+        ValueError: the field, its value, and what to choose.
+    """
+    window, unroll = jepa.predictor.window, stages.joint.unroll
+    if stages.joint.teacher_forcing and stages.joint.steps and unroll > window > 1:
+        raise ValueError(
+            f"stages.joint.unroll is {unroll} with teacher_forcing, but the predictor's window is "
+            f"{window}: choose {window} or less"
+        )
+    if cost.doubt and not jepa.predictor.doubts:
+        raise ValueError(
+            f"cost.doubt is {cost.doubt}, but {type(jepa.predictor).__name__} does not tell how "
+            "sure it is: choose model.predictor EnergyMLP or Ensemble, or 0"
+        )
+    if top_down is not None and top_down.refine and jepa.actions.discrete:
+        raise ValueError(
+            f"top_down.refine is {top_down.refine}, but indices of actions have no slope: choose 0"
+        )
+    if top_down is not None and top_down.leaps and cost.goal != "temporal":
+        raise ValueError(
+            f"top_down.leaps is {top_down.leaps}, which reads TC(s, g): choose cost.goal temporal, "
+            "or 0"
+        )
 
 
 def check_task(

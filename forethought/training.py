@@ -14,7 +14,7 @@ import torch
 
 from forethought.agent import REACH, Cost, Distillation, Recall, Task, TopDown, task_from_reward
 from forethought.build import Collection, Model, Round, Stages, build_model, device_of
-from forethought.checking import check_task, open_data, report_check
+from forethought.checking import check_fit, check_task, open_data, report_check
 from forethought.collecting import collect_for, collected, spec_by_id
 from forethought.course import Course, Plan
 from forethought.diagnosing import finish
@@ -108,12 +108,7 @@ def train(
     if held is None and (resume or not there.config.exists()):  # else it is refused below
         _check_own_data(there.data, env, spec, trust=trust)
     jepa = build_model(model, spec, where, seed)
-    window = jepa.predictor.window
-    if stages.joint.teacher_forcing and stages.joint.steps and stages.joint.unroll > window > 1:
-        raise ValueError(
-            f"stages.joint.unroll is {stages.joint.unroll} with teacher_forcing, but the "
-            f"predictor's window is {window}: choose {window} or less"
-        )
+    check_fit(jepa, stages, cost, top_down if model.levels else None)
     if resume and there.task.is_file():  # what the run was begun with may have moved
         task = str(there.task)
     trusted = trust or not resume

@@ -677,13 +677,33 @@ def test_levels_above_are_trained_kept_and_planned_with(tmp_path: Path) -> None:
     assert equal(run, again)
 
 
-def test_forced_windows_are_not_longer_than_the_predictor_sees(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            [
+                *PENDULUM,
+                "--model.predictor=CausalPredictor",
+                "--stages.joint.unroll=4",
+                "--stages.joint.teacher_forcing=true",
+            ],
+            "stages.joint.unroll is 4 with teacher_forcing, but the predictor's window is 3",
+        ),
+        ([*PENDULUM, "--cost.doubt=0.5"], "cost.doubt is 0.5, but ResidualMLP does not tell"),
+        (
+            [*LEVELS, "--cost.goal=latent", "--top_down.leaps=1"],
+            "top_down.leaps is 1.0, which reads TC(s, g): choose cost.goal temporal, or 0",
+        ),
+        (
+            ["--env=CartPole-v1", "--model.levels=[{stride: 2}]", "--top_down.refine=3"],
+            "top_down.refine is 3, but indices of actions have no slope: choose 0",
+        ),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_before_anything_is_made(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*TINY, *PENDULUM, "--model.predictor=CausalPredictor", "--stages.joint.unroll=4"]
-    words += ["--stages.joint.teacher_forcing=true", f"--run={tmp_path / 'run'}"]
-    says = "stages.joint.unroll is 4 with teacher_forcing, but the predictor's window is 3"
-    assert says in refusal(capsys, "train", *words)
+    assert says in refusal(capsys, "train", *TINY, *words, f"--run={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
