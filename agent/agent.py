@@ -193,11 +193,6 @@ class Agent:
                 "model.levels are given, but the task has no goal: choose no levels, or a task "
                 "with a goal"
             )
-        refine = 0 if self.hierarchy is None else self.hierarchy.top_down.refine
-        if refine and self.model.actions.discrete:
-            raise ValueError(
-                f"top_down.refine is {refine}, but indices of actions have no slope: choose 0"
-            )
         read = {} if self.readouts is None else self.readouts.sizes
         missing = [name for name in self.configurator.task.reads if name not in (*read, "state")]
         if missing:
@@ -430,8 +425,8 @@ class Agent:
             )
             plan = replace(plan, actions=actions, energy=energy, states=states)
             carried = replace(carried, wanted=wanted)
-            # Each step forward and backward and once more, and the plans before and after.
-            more = (3 * self.hierarchy.top_down.refine + 2) * plan.actions.shape[1]
+            # Each step forward and backward, the last plans forward, and the best ones.
+            more = (2 * self.hierarchy.top_down.refine + 2) * plan.actions.shape[1]
         assert isinstance(plan.states, Tensor)
         assert carried.mind is not None
         mind = replace(

@@ -94,6 +94,26 @@ class TopDown:
                     f"top_down.{name} is {getattr(self, name)}: choose it above 0, finite"
                 )
 
+    def check(self, *, discrete: bool, temporal: bool) -> None:
+        """Refuse what does not fit the world model or the cost.
+
+        Args:
+            discrete: whether the world model's actions are indices.
+            temporal: whether TC(s, g) tells how far the goal is.
+
+        Raises:
+            ValueError: the field, its value, and what to choose.
+        """
+        if self.refine and discrete:
+            raise ValueError(
+                f"top_down.refine is {self.refine}, but indices of actions have no slope: choose 0"
+            )
+        if self.leaps and not temporal:
+            raise ValueError(
+                f"top_down.leaps is {self.leaps}, which reads TC(s, g): choose cost.goal temporal, "
+                "or 0"
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Intention:
@@ -149,11 +169,9 @@ class Hierarchy:
     def __post_init__(self) -> None:
         if not self.levels:
             raise ValueError("levels is empty: choose one or more, or no hierarchy")
-        if self.top_down.leaps and not isinstance(self.top, TemporalCost):
-            raise ValueError(
-                f"top_down.leaps is {self.top_down.leaps}, which reads TC(s, g): choose cost.goal "
-                "temporal, or 0"
-            )
+        self.top_down.check(
+            discrete=self.levels[0].discrete, temporal=isinstance(self.top, TemporalCost)
+        )
 
     def direct(
         self,
@@ -243,25 +261,26 @@ class Hierarchy:
         bounds = [problem, *(self._problem(p, states[p + 1], goals[p + 1], None) for p in fresh)]
         plans = [actions, *(wanted.levels[place].plan for place in fresh)]
         descents = [Descent() for _ in plans]
-        best, lowest = plans, losing(joint(plans)[0][:, None])[:, 0]
-        for _ in range(self.top_down.refine):
-            if deadline is not None and deadline.passed():
-                break
+        best, lowest = plans, torch.full_like(plans[0][:, 0, 0], torch.inf)
+        for step in range(self.top_down.refine + 1):
             leaves = [plan.detach().requires_grad_() for plan in plans]
             with torch.enable_grad():
-                slopes = torch.autograd.grad(joint(leaves)[0].sum(), leaves)
+                energy = joint(leaves)[0]
+                total = energy.sum()
+            found = losing(energy[:, None])[:, 0]
+            lower = found < lowest
+            lowest = torch.where(lower, found, lowest)
+            best = [
+                torch.where(lower[:, None, None], plan, old)
+                for plan, old in zip(plans, best, strict=True)
+            ]
+            if step == self.top_down.refine or (deadline is not None and deadline.passed()):
+                break
+            slopes = torch.autograd.grad(total, leaves)
             rate = self.top_down.refine_rate
             plans = [
                 project(own, plan - rate * descent.step(slope.nan_to_num(0.0, 0.0, 0.0)))
                 for own, plan, descent, slope in zip(bounds, plans, descents, slopes, strict=True)
-            ]
-            with torch.no_grad():
-                energy = losing(joint(plans)[0][:, None])[:, 0]
-            lower = energy < lowest
-            lowest = torch.where(lower, energy, lowest)
-            best = [
-                torch.where(lower[:, None, None], plan, old)
-                for plan, old in zip(plans, best, strict=True)
             ]
         with torch.no_grad():
             return best[0], *joint(best)[1]

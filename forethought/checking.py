@@ -83,15 +83,8 @@ def check_fit(jepa: JEPA, stages: Stages, cost: Cost, top_down: TopDown | None) 
             f"cost.doubt is {cost.doubt}, but {type(jepa.predictor).__name__} does not tell how "
             "sure it is: choose model.predictor EnergyMLP or Ensemble, or 0"
         )
-    if top_down is not None and top_down.refine and jepa.actions.discrete:
-        raise ValueError(
-            f"top_down.refine is {top_down.refine}, but indices of actions have no slope: choose 0"
-        )
-    if top_down is not None and top_down.leaps and cost.goal != "temporal":
-        raise ValueError(
-            f"top_down.leaps is {top_down.leaps}, which reads TC(s, g): choose cost.goal temporal, "
-            "or 0"
-        )
+    if top_down is not None:
+        top_down.check(discrete=jepa.actions.discrete, temporal=cost.goal == "temporal")
 
 
 def check_task(

@@ -12,7 +12,7 @@ from forethought.agent import AgentState, Mode
 from forethought.running import Trained
 
 Lines = list[tuple[Any, tuple[int, int, int]]]
-MAZE = "forethought/Maze"
+MAZES = ("forethought/Maze-v0", "forethought/PointMaze-v0")  # they tell `info["maze"]`
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ class Subgoals:
     def of(trained: Trained, mode: Mode) -> Subgoals | None:
         """One for this run; None where no subgoals are made, or no picture can be kept."""
         probes = [probe for probe in trained.probes if "position" in probe.sizes]
-        drawn = trained.spec.id in envs.GEOMETRIES or trained.spec.id.startswith(MAZE)
+        drawn = trained.spec.id in envs.GEOMETRIES or trained.spec.id in MAZES
         if not probes or mode == 1 or not drawn or trained.folder.packaged:
             return None
         return Subgoals(trained)
@@ -100,8 +100,9 @@ class Subgoals:
         assert isinstance(carried, AgentState)
         self._info = info
         self._path.append(_quantities(info)["position"])
-        wanted = () if carried.wanted is None else carried.wanted.levels
-        for probes, level, made in zip(self.trained.probes, wanted, self._wanted, strict=True):
+        assert carried.wanted is not None
+        levels = carried.wanted.levels
+        for probes, level, made in zip(self.trained.probes, levels, self._wanted, strict=True):
             if level.made not in made:
                 found = probes(level.imagined[0, :1])["position"]
                 made[level.made] = found[0].cpu().numpy()
