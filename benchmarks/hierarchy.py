@@ -23,8 +23,9 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ from forethought.worldmodel import encode_dataset
 RESULTS = Path(__file__).parent / "results"
 DEVELOPMENT = HELD_OUT_SEED - 400_000  # first seed of the episodes that the rival is chosen on
 Row = dict[str, Any]
+Distances = dict[str, Callable[[], TemporalDistance | None]]
 
 
 def main() -> None:
@@ -87,8 +89,11 @@ def main() -> None:
         trained = load(run, device="cpu")
         if trained.agent.hierarchy is None:
             raise SystemExit(f"{run} has no levels: train it with --model.levels")
-        distances: dict[str, TemporalDistance | None] = {"latent": None}
-        distances |= {f"TC {gamma}": distance_of(trained, gamma) for gamma in given.discounts}
+        # Trained when something is played by them, once.
+        distances: Distances = {"latent": lambda: None}
+        distances |= {
+            f"TC {gamma}": cache(partial(distance_of, trained, gamma)) for gamma in given.discounts
+        }
         if place:
             play(trained, rivals, distances, given, given.block + place - 1, ledger)
         else:
@@ -179,14 +184,14 @@ def controlled(agent: Agent, seed: int) -> AgentController:
 def choose(
     trained: Trained,
     rivals: dict[str, Planner],
-    distances: dict[str, TemporalDistance | None],
+    distances: Distances,
     given: argparse.Namespace,
     ledger: Ledger,
 ) -> None:
     """Play every flat planner on development episodes."""
     seeds = list(range(DEVELOPMENT, DEVELOPMENT + given.trials))
     env = trained.make_env(given.trials, **given.env_options)
-    for distance, module in distances.items():
+    for distance, distance_to in distances.items():
         for horizon in given.horizons:
             for planner, made in rivals.items():
                 key = {
@@ -197,10 +202,22 @@ def choose(
                 }
                 if ledger.find(**key):
                     continue
-                agent = flat(trained, made, horizon, module)
+                agent = flat(trained, made, horizon, distance_to())
                 outcomes = run_episodes(env, controlled(agent, 0), seeds)
                 decisions = float(np.mean([outcome.decisions for outcome in outcomes]))
                 ledger.add(**key, **summarise(outcomes), decisions=decisions)
+
+
+def rival(
+    trained: Trained,
+    rivals: dict[str, Planner],
+    found: Row,
+    distance_to: Callable[[], TemporalDistance | None],
+    seed: int,
+) -> AgentController:
+    """The flat planner of a row of choices."""
+    made = rivals[found["planner"]]
+    return controlled(flat(trained, made, found["horizon"], distance_to()), seed)
 
 
 def best(ledger: Ledger, distance: str) -> Row:
@@ -214,27 +231,28 @@ def best(ledger: Ledger, distance: str) -> Row:
 def play(
     trained: Trained,
     rivals: dict[str, Planner],
-    distances: dict[str, TemporalDistance | None],
+    distances: Distances,
     given: argparse.Namespace,
     block: int,
     ledger: Ledger,
 ) -> None:
     """Held-out episodes of one run, and the time of single decisions."""
-    contenders: dict[str, Controller] = {}
+    contenders: dict[str, Callable[[], Controller]] = {}
     for name, policy in baselines_of(trained.spec.id).items():
         rng = np.random.default_rng(block)
-        contenders[name] = PolicyController(policy, trained.spec.action_space, rng)
-    contenders["hierarchy"] = controlled(trained.agent, block)
-    for distance, module in distances.items():
-        found = best(ledger, distance)
-        agent = flat(trained, rivals[found["planner"]], found["horizon"], module)
-        contenders[f"flat, {distance}"] = controlled(agent, block)
+        contenders[name] = partial(PolicyController, policy, trained.spec.action_space, rng)
+    contenders["hierarchy"] = partial(controlled, trained.agent, block)
+    for distance, distance_to in distances.items():
+        contenders[f"flat, {distance}"] = partial(
+            rival, trained, rivals, best(ledger, distance), distance_to, block
+        )
     env = trained.make_env(min(given.episodes, 50), **given.env_options)
     single = trained.make_env(1, **given.env_options)
-    for name, controller in contenders.items():
+    for name, make in contenders.items():
         key = {"kind": "test", "run": trained.folder.path.name, "controller": name, "block": block}
         if ledger.find(**key):
             continue
+        controller = make()
         outcomes = run_episodes(env, controller, held_out_seeds(given.episodes, block))
         timed = time_decisions(single, controller, held_out_seeds(3, block), 100)
         row: Row = {**key, **summarise(outcomes)}
