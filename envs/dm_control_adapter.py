@@ -46,7 +46,12 @@ try:
     from dm_control.mujoco.wrapper import MjModel
     from dm_control.mujoco.wrapper.core import save_last_parsed_model_to_xml
 except (ImportError, RuntimeError) as problem:
-    raise ValueError(f"dm_control cannot be imported ({problem}): install it") from problem
+    remedy = (
+        "set it to egl, osmesa or glfw, or not at all"
+        if "MUJOCO_GL" in str(problem)
+        else "install it"
+    )
+    raise ValueError(f"dm_control cannot be imported ({problem}): {remedy}") from problem
 listen_to_mujoco()
 
 Array = NDArray[Any]

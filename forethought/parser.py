@@ -169,6 +169,8 @@ class Parser(ArgumentParser):
     def _no_option(self, *path: str) -> str:
         name = ".".join(path)
         dashes = "--" if name.startswith("--") else ""
+        if any(a.dest == name.removeprefix("--") for a in self._actions if not a.option_strings):
+            return f"no option {name}: leave {name} out and give its value by itself"
         near = self._near(name.removeprefix("--").replace("-", "_"))
         if near and dashes:
             return f"no option {name}: did you mean --{near.replace('_', '-')}?"
@@ -180,7 +182,7 @@ class Parser(ArgumentParser):
 
     def _near(self, name: str) -> str:
         """The option most like a name: in its own group, else in any other; or nothing."""
-        known = [action.dest for action in self._actions]
+        known = [action.dest for action in self._actions if action.option_strings]
         group = name.rpartition(".")[0]
         beside = [dest for dest in known if dest.rpartition(".")[0] == group]
         near = difflib.get_close_matches(name, beside, 1, 0.7)

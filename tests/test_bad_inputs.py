@@ -212,6 +212,7 @@ BAD = {
     "misspelt option": Bad(
         "train --cost.horizn 3", "no option --cost.horizn: did you mean --cost.horizon?"
     ),
+    "a place as an option": Bad("act cartpole-swingup --run x", "no option --run: leave --run out"),
     "no number": Bad("train --seed many", "seed is many: give a whole number"),
     "no whole number": Bad("train --planner.starts 2.5", "starts | 2.5 | whole number"),
     "negative count": Bad("train --stages.joint.steps=-1", "joint.steps is -1: choose"),
@@ -523,3 +524,12 @@ def test_in_a_process_of_its_own(place: Place) -> None:
     done = in_a_process("evaluate", "nowhere", folder=place.here)
     assert (done.returncode, done.stdout) == (2, "")
     assert "nowhere is no run folder" in only_line(done.stderr, "evaluate")
+
+
+def test_a_renderer_that_there_is_not(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dm_control")
+    monkeypatch.setenv("MUJOCO_GL", "crayon")
+    done = in_a_process("envs", "dm_control/cartpole-swingup", folder=place.here)
+    assert done.returncode == 2
+    said = only_line(done.stderr, "envs")
+    assert "MUJOCO_GL: crayon): set it to egl, osmesa or glfw" in said
