@@ -71,6 +71,7 @@ from forethought.worldmodel import (
     Objective,
     OnStep,
     Readouts,
+    SlowEncoder,
     Snapshot,
     chains,
     encode_dataset,
@@ -221,6 +222,8 @@ class Course:
             )
         self.generator = torch.Generator().manual_seed(seed * 1000 + rank)
         self.rng = np.random.default_rng([seed, 1, rank])
+        decay = self.plan.stages.joint.target_decay
+        slow = None if decay is None else SlowEncoder(self.jepa.perception)
         # Directions are shared by all ranks, windows are not.
         directions = torch.Generator().manual_seed(seed * 1000 + 999)
         with torch.random.fork_rng(devices=[]):
@@ -231,6 +234,7 @@ class Course:
                 self.jepa.actions,
                 directions,
                 self.readouts,
+                slow,
             ).to(device)
         modules: dict[str, nn.Module] = {"model": self.jepa, "objective": self.objective}
         if self.objective.readouts is None:  # else they are a part of it

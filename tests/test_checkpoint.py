@@ -40,6 +40,7 @@ from forethought.worldmodel import (
     Projector,
     Readouts,
     ResidualMLP,
+    SlowEncoder,
     Standardise,
     Transformer,
     VectorPerception,
@@ -79,6 +80,10 @@ def readouts() -> Readouts:
 
 def objective() -> Objective:
     return Objective(Losses(expander=6), D, Actions(A), torch.Generator())
+
+
+def slow_encoder() -> SlowEncoder:
+    return SlowEncoder(vector_encoder())
 
 
 def mixed_encoder() -> MixedPerception:
@@ -151,6 +156,7 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Shape | dict[str, Shape]]]
     "FiLM": (lambda: shaken(FiLM(2, D)), [(3, D), (3, 2)]),
     "Level": (level, [(3, D), (3, 2, A)]),
     "Readouts": (readouts, [(3, D)]),
+    "SlowEncoder": (slow_encoder, [(3, 5)]),
     "Objective": (objective, [(3, 5, D), (3, 4, D), (3, 4, A)]),
     "mlp": (lambda: mlp(D, [5], 2), [(3, D)]),
 }

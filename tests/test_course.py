@@ -149,6 +149,14 @@ def test_a_round_goes_on_from_the_weights_and_changes_them(rounds: Path, tmp_pat
         assert torch.equal(one[name], other[name]) == constant, name
 
 
+def test_a_slow_encoder_counts_and_is_not_in_the_model(rounds: Path, tmp_path: Path) -> None:
+    words = ["--rounds=2", "--round.share=0.5", "--round.last=1.5", "--losses.readout=0.5"]
+    slow = trained(tmp_path / "slow", *LINE, *words, "--stages.joint.target_decay=0.9")
+    one, other = (load_file(run / "model.safetensors") for run in (rounds, slow))
+    assert one.keys() == other.keys()
+    assert not equal(rounds, slow)
+
+
 def test_twin_courses_are_equal(rounds: Path, tmp_path: Path) -> None:
     words = ["--rounds=2", "--round.share=0.5", "--round.last=1.5", "--losses.readout=0.5"]
     twin = trained(tmp_path / "twin", *LINE, *words)

@@ -224,6 +224,7 @@ def test_two_ranks_train_one_model_and_the_first_one_writes(tmp_path: Path) -> N
     script, run = tmp_path / "script.py", tmp_path / "run"
     script.write_text(TRAIN)
     words = ["train", *LINE, *TINY, "--losses.sigreg=0.1", "--rounds=1", f"--run={run}"]
+    words += ["--stages.joint.target_decay=0.9"]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     # Behind `--`, for torchrun has options of its own that begin with --run.
     done = subprocess.run(

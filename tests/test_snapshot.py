@@ -25,6 +25,7 @@ from forethought.worldmodel import (
     NonFiniteLossError,
     Objective,
     PredictorStage,
+    SlowEncoder,
     Snapshot,
     encode_dataset,
     fit,
@@ -393,14 +394,15 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 class Training:
-    """Both stages of a world model, with SIGReg's own generator and a head that shapes it."""
+    """Both stages of a world model, with SIGReg's own generator, a head and a slow encoder."""
 
     def __init__(self, rooms: Dataset, path: Path | None) -> None:
         self.rooms = rooms
         self.jepa = new_model(rooms, width=4)
         self.directions, self.torch, self.numpy = seeded(1), seeded(2), np.random.default_rng(3)
         weights = replace(Losses(), sigreg=0.1, expander=8)
-        self.heads = Objective(weights, D, Actions(2), self.directions)
+        slow = SlowEncoder(self.jepa.perception)
+        self.heads = Objective(weights, D, Actions(2), self.directions, slow=slow)
         self.snapshot = Snapshot(
             path,
             {"model": self.jepa, "objective": self.heads},
@@ -430,7 +432,7 @@ class Training:
     def train(self, stage: str, unroll: int) -> None:
         snapshot = self.snapshot
         if stage == "joint":
-            how = JointStage(steps=6, batch=4, unroll=unroll)
+            how = JointStage(steps=6, batch=4, unroll=unroll, target_decay=0.9)
             train_joint(self.jepa, self.heads, self.rooms, how, self.numpy, snapshot=snapshot)
         else:
             late = PredictorStage(steps=6, batch=4, unroll=unroll)

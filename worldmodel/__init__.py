@@ -49,6 +49,7 @@ from forethought.worldmodel.predictors import Ensemble, GRUPredictor, Predictor,
 from forethought.worldmodel.projector import BatchNorm, Projector
 from forethought.worldmodel.readouts import Readouts
 from forethought.worldmodel.snapshot import Snapshot
+from forethought.worldmodel.target import SlowEncoder
 from forethought.worldmodel.train import (
     JointStage,
     PredictorStage,
@@ -103,6 +104,7 @@ __all__ = [
     "Readouts",
     "Refinement",
     "ResidualMLP",
+    "SlowEncoder",
     "Snapshot",
     "Standardise",
     "Thought",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.worldmodel.belief import Correction
-from forethought.worldmodel.perception import Perception
+from forethought.worldmodel.perception import Perception, encode
 from forethought.worldmodel.predictors import Context, Predictor
 
 
@@ -97,14 +97,8 @@ class JEPA(nn.Module):
     def encode(
         self, observation: Tensor | Mapping[str, Tensor], context: Context | None = None
     ) -> Tensor:
-        """S = Enc(x): observations `(..., *O)`, or a mapping of them, to states `(..., D)`.
-
-        `context` holds the conditioning of a modulated encoder, tensors with the leading axis;
-        others are not shown it.
-        """
-        modulated = getattr(self.perception, "modulation_dim", 0)
-        state: Tensor = self.perception(observation, *((context,) if modulated else ()))
-        return state
+        """S = Enc(x); see `perception.encode`."""
+        return encode(self.perception, observation, context)
 
     def observe(
         self,

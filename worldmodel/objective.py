@@ -15,6 +15,7 @@ from forethought.worldmodel import losses, ranks
 from forethought.worldmodel.jepa import Actions
 from forethought.worldmodel.perception import mlp
 from forethought.worldmodel.readouts import Readouts
+from forethought.worldmodel.target import SlowEncoder
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Losses:
 class Objective(nn.Module):
     """Total loss of the joint stage, with the heads it needs.
 
-    Trains: encoder and predictor through every term (no stop-gradient, no moving average),
-    the expander through variance and covariance, inverse dynamics and readouts through their own
-    terms.
+    Trains: encoder and predictor through every term (no stop-gradient, but at targets where they
+    are given), the expander through variance and covariance, inverse dynamics and readouts through
+    their own terms.
 
     Args:
         weights: weights of the terms.
@@ -68,6 +69,8 @@ class Objective(nn.Module):
         actions: how actions enter the model; gives their size and kind.
         generator: source of SIGReg's directions.
         readouts: heads that shape the encoder where `weights.readout` is above 0, or None.
+        slow: moving average of the encoder that gives the targets of predictions
+            (`JointStage.target_decay`), or None.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Objective(nn.Module):
         actions: Actions,
         generator: torch.Generator,
         readouts: Readouts | None = None,
+        slow: SlowEncoder | None = None,
     ) -> None:
         super().__init__()
         self.weights = weights
@@ -85,6 +89,7 @@ class Objective(nn.Module):
         self.expander = mlp(state_dim, [width], width) if width else nn.Identity()
         self.inverse_dynamics = mlp(2 * state_dim, [128], actions.size)
         self.readouts = readouts if weights.readout else None
+        self.slow = slow
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -97,6 +102,7 @@ class Objective(nn.Module):
         predicted: Tensor,
         actions: Tensor,
         quantities: Mapping[str, Tensor] | None = None,
+        targets: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the terms.
 
@@ -105,6 +111,8 @@ class Objective(nn.Module):
             predicted: states unrolled from the first one, `(B, T, D)`.
             actions: `(B, T, A)`, or `(B, T)` int64 where they are discrete.
             quantities: `(B, T+1, n)` each; read where `readout` has a weight.
+            targets: what is to be predicted, `(B, T, D)`; by default the encoded states after the
+                first, with gradient.
 
         Returns:
             The scalar total, and each term before weighting under its own name. Batch statistics
@@ -113,7 +121,8 @@ class Objective(nn.Module):
         w = self.weights
         terms: dict[str, Tensor] = {}
         if w.prediction:
-            terms["prediction"] = losses.multi_step_prediction(predicted, encoded[:, 1:])
+            after = encoded[:, 1:] if targets is None else targets
+            terms["prediction"] = losses.multi_step_prediction(predicted, after)
         if w.variance or w.covariance:
             expanded = ranks.gather(self.expander(encoded))
             if w.variance:

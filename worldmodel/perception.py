@@ -88,6 +88,21 @@ class Perception(nn.Module, ABC):
         """Set the standardisation from mean and std per channel, as `Dataset` computes them."""
 
 
+def encode(
+    perception: Perception,
+    observation: Tensor | Mapping[str, Tensor],
+    context: Context | None = None,
+) -> Tensor:
+    """S = Enc(x): observations `(..., *O)`, or a mapping of them, to states `(..., D)`.
+
+    `context` holds the conditioning of a modulated encoder, tensors with the leading axis; others
+    are not shown it.
+    """
+    modulated = getattr(perception, "modulation_dim", 0)
+    state: Tensor = perception(observation, *((context,) if modulated else ()))
+    return state
+
+
 class BoxPerception(Perception):
     """Encoder of observations that are one array. Sub-classes implement `encode`."""
 

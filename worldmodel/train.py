@@ -48,6 +48,9 @@ class JointStage:
         weight_decay: decay of weights apart from the gradient (AdamW); 0 is Adam.
         warmup: updates in which the learning rate rises to its peak, at most a tenth of all.
         clip: largest norm of the gradient.
+        target_decay: share of a slow copy of the encoder that stays at every update; the copy
+            encodes what is to be predicted, and no gradient flows there. 0 is the encoder itself
+            without gradient, null the encoder itself with gradient.
     """
 
     steps: int = 1500
@@ -58,6 +61,7 @@ class JointStage:
     weight_decay: float = 0.0
     warmup: int = 50
     clip: float = 10.0
+    target_decay: float | None = None
 
     def __post_init__(self) -> None:
         _check_stage("stages.joint", self, smallest_batch=2)
@@ -69,6 +73,10 @@ class JointStage:
             )
         if not 0 < self.clip < math.inf:
             raise ValueError(f"stages.joint.clip is {self.clip}: choose it above 0, finite")
+        if self.target_decay is not None and not 0 <= self.target_decay <= 1:
+            raise ValueError(
+                f"stages.joint.target_decay is {self.target_decay}: choose it in [0, 1], or null"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,9 @@ def train_joint(
 ) -> None:
     """Train perception, predictor and the objective's heads on raw windows of `dataset`.
 
+    With `stage.target_decay` predictions are compared with states of `objective.slow`, which
+    follows the encoder before every update (BYOL, 2006.07733; I-JEPA, 2301.08243).
+
     Args:
         model: perception and predictor.
         objective: loss terms and the heads they need.
@@ -137,13 +148,23 @@ def train_joint(
             in float32.
 
     Raises:
-        ValueError: the model is modulated, and the data hold no codes that fit.
+        ValueError: the model is modulated, and the data hold no codes that fit; or one of
+            `stage.target_decay` and `objective.slow` is there without the other.
     """
-    device = model.device
+    device, slow, decay = model.device, objective.slow, stage.target_decay
+    if (slow is None) != (decay is None):
+        raise ValueError(
+            f"stages.joint.target_decay is {decay}, but the objective has "
+            f"{'no' if slow is None else 'a'} slow encoder: give it slow=SlowEncoder("
+            "model.perception) with a decay, and none without"
+        )
     size = code_size(model)
     check_codes(dataset, size)
     if standardise:
-        model.perception.standardise_by(dataset.channel_statistics())
+        statistics = dataset.channel_statistics()
+        model.perception.standardise_by(statistics)
+        if slow is not None:
+            slow.perception.standardise_by(statistics)
     stored = [name for name in objective.reads if name in dataset.quantity_names]
     windows = dataset.windows(stage.unroll, [*stored, *([CODE] if size else [])])
 
@@ -151,23 +172,28 @@ def train_joint(
         batch = windows.sample(stage.batch, generator)
         actions = action_tensor(batch.actions, model, device)
         codes = torch.as_tensor(batch.quantities[CODE], device=device).float() if size else None
+        observations, targets = to_tensor(batch.observations, device), None
         with (
             torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
             _dropout(model, lambda: int(generator.integers(_SEEDS))),
         ):
-            encoded = model.encode(to_tensor(batch.observations, device), told(codes))
+            encoded = model.encode(observations, told(codes))
             first = None if codes is None else codes[:, 0]
             if stage.teacher_forcing:
                 predicted = model.sequence(encoded[:, :-1], actions, told(first))
             else:
                 predicted = model.rollout(encoded[:, 0], actions, context=told(first))
+            if slow is not None and decay is not None:
+                slow.follow(model.perception, decay)
+                # All states, as statistics of a batch would otherwise be others than the encoder's.
+                targets = slow(observations, told(codes))[:, 1:].float()
         read = _read(batch, objective.reads)
         quantities = {k: torch.as_tensor(v, device=device) for k, v in read.items()}
         total: Tensor
-        total, terms = objective(encoded.float(), predicted.float(), actions, quantities)
+        total, terms = objective(encoded.float(), predicted.float(), actions, quantities, targets)
         return total, terms
 
-    with in_mode(model, training=True):
+    with in_mode(model, training=True), in_mode(objective, training=True):
         fit(
             [*model.parameters(), *objective.parameters()],
             loss,
