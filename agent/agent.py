@@ -178,16 +178,11 @@ class Agent:
             raise ValueError(
                 f"mode {self.configurator.mode} needs a policy: run `forethought distill RUN` first"
             )
-        asks = {
-            "cost.doubt": self.configurator.cost.doubt > 0,
-            "thinking.signal": self.configurator.thinking.signal == "doubt",
-        }
-        if any(asks.values()) and not self.model.predictor.doubts:
-            asking = ", ".join(name for name, asked in asks.items() if asked)
-            raise ValueError(
-                f"{asking} wants the predictor's doubt, but {type(self.model.predictor).__name__} "
-                "tells none: choose model.predictor EnergyMLP or Ensemble, or leave it out"
-            )
+        cost, signal = self.configurator.cost, self.configurator.thinking.signal
+        asking = [f"cost.doubt is {cost.doubt}"] if cost.doubt else []
+        asking += ["thinking.signal is doubt"] if signal == "doubt" else []
+        if asking:
+            self.model.predictor.check_doubts(*asking)
         if self.hierarchy is not None and not self.configurator.task.goal:
             raise ValueError(
                 "model.levels are given, but the task has no goal: choose no levels, or a task "

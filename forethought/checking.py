@@ -78,11 +78,8 @@ def check_fit(jepa: JEPA, stages: Stages, cost: Cost, top_down: TopDown | None) 
             f"stages.joint.unroll is {unroll} with teacher_forcing, but the predictor's window is "
             f"{window}: choose {window} or less"
         )
-    if cost.doubt and not jepa.predictor.doubts:
-        raise ValueError(
-            f"cost.doubt is {cost.doubt}, but {type(jepa.predictor).__name__} does not tell how "
-            "sure it is: choose model.predictor EnergyMLP or Ensemble, or 0"
-        )
+    if cost.doubt:
+        jepa.predictor.check_doubts(f"cost.doubt is {cost.doubt}")
     if top_down is not None:
         top_down.check(discrete=jepa.actions.discrete, temporal=cost.goal == "temporal")
 

@@ -129,6 +129,8 @@ class Plan:
         top_down: how those plan.
         seed: seed of everything.
         bfloat16: whether the joint stage runs in bfloat16.
+        standardise: whether the data set the encoder's standardisation; not where weights of
+            others came with theirs.
     """
 
     losses: Losses
@@ -142,6 +144,7 @@ class Plan:
     top_down: TopDown
     seed: int
     bfloat16: bool = False
+    standardise: bool = True
 
 
 @dataclass
@@ -370,7 +373,7 @@ class Course:
             self.rng,
             on_step,
             self.snapshot,
-            standardise=round_ == 0,
+            standardise=self.plan.standardise and round_ == 0,
             bfloat16=self.plan.bfloat16,
         )
 

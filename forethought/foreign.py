@@ -70,12 +70,14 @@ class Taken:
         left: their tensors that were not used, and why.
         missing: our parameters and buffers that are as they were.
         notes: what is to be known besides.
+        standardised: whether the standardisation of pictures is theirs now.
     """
 
     taken: tuple[str, ...]
     left: Mapping[str, str]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
+    standardised: bool
 
     def __str__(self) -> str:
         """A few lines that say so."""
@@ -145,11 +147,16 @@ def take_weights(
     with torch.no_grad():
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
-    notes = [_note_pictures(perception, fitting)]
+    standardised = _standardised(perception, fitting)
+    notes = [
+        "pictures: uint8, standardised by the statistics of ImageNet from now on"
+        if standardised
+        else "pictures: standardised as before, as no patches were taken"
+    ]
     if action_statistics is None and "predictor.embed.0.weight" in fitting:
         notes.append("actions: go in as they are; its own were standardised by its data")
     missing = tuple(name for name in own if name not in fitting)
-    return Taken(tuple(fitting), left, missing, tuple(notes))
+    return Taken(tuple(fitting), left, missing, tuple(notes), standardised)
 
 
 def _found(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -287,10 +294,10 @@ def _fold_statistics(offered: Offered, statistics: tuple[Sequence[float], Sequen
     offered["predictor.embed.0.bias"] = names, bias - weight @ (mean / std)
 
 
-def _note_pictures(perception: ViTPerception, fitting: Mapping[str, Tensor]) -> str:
+def _standardised(perception: ViTPerception, fitting: Mapping[str, Tensor]) -> bool:
     """Standardise pictures as that model was trained, where its patches were taken."""
     if "perception.cut.weight" not in fitting or perception.observation_shape[0] != len(_MEAN):
-        return "pictures: standardised as before, as no patches were taken"
+        return False
     mean, std = (255 * torch.tensor(part) for part in (_MEAN, _STD))
     perception.standardise.fit(mean.to(perception.standardise.mean), std.to(mean))
-    return "pictures: uint8, standardised by the statistics of ImageNet from now on"
+    return True

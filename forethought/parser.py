@@ -330,7 +330,7 @@ def is_ours(class_path: str) -> bool:
 _NAME_CLASSES = {*PARTS, "class_path", "terms"}
 
 # Where the configuration of a run holds words of its own: paths and names, which import nothing...
-_PATHS = {"run", "data", "task"}
+_PATHS = {"run", "data", "task", "weights"}
 # ... and choices. A word anywhere else would be the file that a whole group is read from.
 _WORDS = {"env", "precision", "device"}
 
@@ -360,8 +360,8 @@ def refuse_strangers(config: Any, source: Path, key: str = "") -> None:
 def refuse_strangers_in_run(config: dict[str, Any], source: Path) -> None:
     """Refuse a run's configuration that could import code from outside of `forethought`.
 
-    The run's place, its data and the name of its task are no code: the task that counts lies in the
-    run folder and is checked itself.
+    The run's place, its data, the name of its task and weights that it began with are no code: the
+    task that counts lies in the run folder and is checked itself, weights are read as tensors.
 
     Raises:
         ValueError: as `refuse_strangers` says, or another file is to be read.

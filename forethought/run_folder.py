@@ -14,6 +14,7 @@ The files of a run:
         snapshot.safetensors what an interrupted training goes on from
         policy.safetensors   Mode-1's policy, after `distill`
         rounds.json          where the rounds' seeds begin
+        weights.json         what was taken from weights of others, and what not
         diagnostics.json     what the latent state is worth
         results.json         rows of the last evaluation
         *.png, *.gif         plots and videos

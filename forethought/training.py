@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,15 +19,17 @@ from forethought.collecting import collect_for, collected, spec_by_id
 from forethought.course import Course, Plan
 from forethought.diagnosing import finish
 from forethought.envs import Dataset, EnvSpec
+from forethought.foreign import take_weights
 from forethought.planners import Gradient, Planner
 from forethought.run_folder import Metrics, RunFolder
 from forethought.tasks import read_task, task_for, task_yaml
 from forethought.threads import set_threads
-from forethought.worldmodel import Losses, ranks
+from forethought.worldmodel import JEPA, Losses, ranks
 
 logger = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16"]
+WEIGHTS = "weights.json"  # in the run folder: what was taken from others, and what not
 
 
 def train(
@@ -40,6 +42,7 @@ def train(
     collection: Collection = Collection(),  # noqa: B008 - frozen
     data: Path | None = None,
     model: Model = Model(),  # noqa: B008 - frozen
+    weights: Path | None = None,
     losses: Losses = Losses(),  # noqa: B008 - frozen
     stages: Stages = Stages(),  # noqa: B008 - frozen
     rounds: int = 0,
@@ -71,6 +74,8 @@ def train(
         collection: what is collected where `data` is not given.
         data: folder of a data set; without it, data are collected into the run folder.
         model: perception and predictor.
+        weights: folder of a stable-worldmodel checkpoint of LeWorldModel: the model begins with
+            its tensors where shapes agree (`--config leworldmodel` builds such a model).
         losses: weights of the joint stage's loss terms.
         stages: lengths and rates of the training stages.
         rounds: how often the agent collects with its planner and goes on training.
@@ -109,6 +114,7 @@ def train(
         _check_own_data(there.data, env, spec, trust=trust)
     jepa = build_model(model, spec, where, seed)
     check_fit(jepa, stages, cost, top_down if model.levels else None)
+    begun = None if weights is None else _begin_with(weights, jepa, there, resume=resume)
     if resume and there.task.is_file():  # what the run was begun with may have moved
         task = str(there.task)
     trusted = trust or not resume
@@ -117,18 +123,45 @@ def train(
         report_check(spec, jepa, held, collection, rounds, round, task)
         return there
     folder = _folder(run, resolved, seed, resume=resume)
+    if begun is not None and ranks.rank() == 0:
+        folder.write_json(WEIGHTS, begun)
     if held is None:
         _collect_first(folder.data, str(env), env_options, collection, seed)
         held = open_data(folder.data, env, spec.options, trust=trust)
     _check_unrolls(held, stages, model)
     low = _bfloat16(precision, where)
+    standardise = begun is None or not begun["standardised"]
     plan = Plan(
-        losses, stages, rounds, round, cost, planner, recall, model.levels, top_down, seed, low
+        losses,
+        stages,
+        rounds,
+        round,
+        cost,
+        planner,
+        recall,
+        model.levels,
+        top_down,
+        seed,
+        low,
+        standardise,
     )
     course = Course(folder, held.folder, _task(task, folder, held, trust=trusted), plan, jepa, held)
     _say_what_readouts_do(course)
     _walk(course)
     return folder
+
+
+def _begin_with(weights: Path, jepa: JEPA, there: RunFolder, *, resume: bool) -> dict[str, Any]:
+    """Fill the model from weights of others; or, where a run goes on from its own, what was taken.
+
+    A run that was stopped before its first snapshot has none of its own yet.
+    """
+    noted = there.read_json(WEIGHTS) if resume else None
+    if noted is not None and (there.snapshot.exists() or there.read_json("training.json")):
+        return noted
+    taken = take_weights(jepa, weights)
+    logger.info("weights of %s: %s", weights, taken)
+    return {"weights": str(weights), **asdict(taken)}
 
 
 def _spec(env: str | None, env_options: dict[str, Any] | None) -> EnvSpec:

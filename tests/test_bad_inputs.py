@@ -30,6 +30,9 @@ from forethought.cli import main
 from forethought.envs import Random, collect, make, shard, spec_of, write_shard
 
 TRAIN_LINE = " ".join(["train --run HERE/new", *LINE_WORDS, *TINY])
+VIT = "--model.perception ViTPerception --model.perception.patch 16 --model.perception.depth 1"
+CAUSAL = "--model.predictor CausalPredictor --model.predictor.depth 1"
+TRAIN_VIT = f"train --run HERE/new --env forethought/TwoRooms-v0 {VIT} {CAUSAL}"
 TRAIN_POLE = " ".join(["train --run HERE/new --env CartPole-v1", *TINY])
 
 
@@ -134,6 +137,20 @@ def replaced(name: str, before: bytes, after: bytes) -> Callable[[Place], None]:
         (place.here / name).write_bytes(content.replace(before, after))
 
     return damage
+
+
+def weights_of(config: dict[str, Any]) -> Callable[[Place], None]:
+    """A checkpoint folder of others, its tensors cut."""
+
+    def damage(place: Place) -> None:
+        torch.save({"a": torch.ones(100)}, place.here / "weights.pt")
+        cut("weights.pt", 300)(place)
+        (place.here / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+CONFIG = {name: dict[str, Any]() for name in ("encoder", "predictor", "action_encoder")}
 
 
 def flipped(place: Place) -> None:
@@ -331,6 +348,21 @@ BAD = {
         "data DATA --import-minari own/x-v0 --import a.npz", "give one of them"
     ),
     "a malformed id of Minari": Bad("data DATA --export-minari x", "'x': give NAME-v0"),
+    # weights of others
+    "no weights": Bad(f"{TRAIN_VIT} --weights nowhere", "nowhere | holds weights.pt and config"),
+    "cut weights": Bad(
+        f"{TRAIN_VIT} --weights HERE", "weights.pt cannot be read | state dict", weights_of(CONFIG)
+    ),
+    "weights of another kind": Bad(
+        f"{TRAIN_VIT} --weights HERE",
+        "config.json describes its.PLDM | only LeWorldModel",
+        weights_of({"_target_": "its.PLDM"}),
+    ),
+    "weights for another model": Bad(
+        f"{TRAIN_LINE} --weights HERE",
+        "AutoPerception and ResidualMLP: choose ViTPerception",
+        weights_of(CONFIG),
+    ),
     # runs
     "no run": Bad("evaluate nowhere", "nowhere is no run folder | train one first"),
     "no run to compare with": Bad("show RUN nowhere", "nowhere is no run folder"),

@@ -146,6 +146,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --device tpu", "'tpu' is not available"),
         ("train --threads 0", "threads is 0"),
         ("train --data nodata", "nodata"),
+        ("train --config two-rooms --weights noweights", "the model has AutoPerception"),
         ("evaluate", "run"),
         ("evaluate nowhere", "nowhere is no run folder"),
         ("act nowhere", "nowhere is no run folder"),

@@ -51,6 +51,7 @@ def offered(
         ("forethought train --config t", {"two-rooms"}, {"cartpole-swingup"}),
         ("forethought train --config=t", {"two-rooms"}, {"cartpole-swingup"}),
         ("forethought train --config ", {"two-rooms", "own.yaml"}, {"--run"}),
+        ("forethought train --weights ", {"own.yaml", "runs"}, {"--run"}),
         ("forethought train --task cart", {"cartpole-swingup"}, {"reach"}),
         ("forethought train --env dm_control/cart", {"dm_control/cartpole-swingup"}, {"own.yaml"}),
         ("forethought train --env forethought/", {"forethought/TwoRooms-v0"}, {"CartPole-v1"}),

@@ -40,11 +40,12 @@ class Unsure(Pushing):
     doubts = True
 
     def doubt(
-        self, state: Tensor, action: Tensor, next_state: Tensor, context: Any = None
+        self, states: Tensor, actions: Tensor, next_states: Tensor, context: Any = None
     ) -> Tensor:
-        assert state.shape == next_state.shape == (len(state), 2)
-        torch.testing.assert_close(next_state, self(state, action))  # what led where
-        return torch.sigmoid(8 * next_state[:, 0])
+        assert states.shape == next_states.shape == (*actions.shape[:2], 2)
+        torch.testing.assert_close(next_states, self(states, actions))  # what led where
+        torch.testing.assert_close(states[:, 1:], next_states[:, :-1])  # in their order
+        return torch.sigmoid(8 * next_states[..., 0])
 
 
 def unsure(agent: Agent, cost: Cost) -> Agent:
@@ -105,10 +106,11 @@ def test_an_ensemble_doubts_what_it_has_not_seen() -> None:
         error.backward()
         optimiser.step()
     model.eval()
-    inside, outside = torch.linspace(-0.8, 0.8, 50)[:, None], torch.linspace(4, 6, 50)[:, None]
+    inside, outside = (torch.linspace(*ends, 50)[:, None] for ends in ((-0.8, 0.8), (4, 6)))
+    action = torch.ones(50, 1)
     with torch.no_grad():
         known, new = (
-            model.doubt(s, torch.ones(50, 1), model(s, torch.ones(50, 1)))
+            model.doubt(s[:, None], action[:, None], model(s, action)[:, None])
             for s in (inside, outside)
         )
     assert float(known.mean()) < 0.6
@@ -136,17 +138,17 @@ def test_the_model_doubts_steps_of_any_shape(discrete: bool) -> None:
     found = model.doubt(state, action, after, {"modulation": codes})
     assert found.shape == (4, 5, 6)
     row = model.predictor.doubt(
-        state[1, 2, 3:4],
-        model.actions(action[1, 2, 3:4]),
-        after[1, 2, 3:4],
+        state[1, 2, None, 3:4],
+        model.actions(action[1, 2, None, 3:4]),
+        after[1, 2, None, 3:4],
         {"modulation": codes[1, 0]},
     )
-    torch.testing.assert_close(found[1, 2, 3], row[0])
+    torch.testing.assert_close(found[1, 2, 3], row[0, 0])
 
 
 def test_others_say_that_they_cannot_tell() -> None:
-    with pytest.raises(ValueError, match="ResidualMLP does not tell how sure it is: choose model"):
-        ResidualMLP(2, 2).doubt(*torch.zeros(3, 1, 2))
+    with pytest.raises(ValueError, match=r"^ResidualMLP does not tell how sure it is: choose"):
+        ResidualMLP(2, 2).doubt(*torch.zeros(3, 1, 1, 2))
 
 
 # --- the agent
@@ -206,15 +208,11 @@ def test_what_is_doubted_is_thought_about() -> None:
 
 
 def test_doubt_is_refused_where_nobody_tells_it() -> None:
-    with pytest.raises(
-        ValueError, match=r"cost.doubt wants the predictor's doubt, but Pushing tell"
-    ):
+    said = r"Pushing does not tell how sure it is: choose .* or Ensemble, or leave it out"
+    with pytest.raises(ValueError, match=f"cost.doubt is 0.1, but {said}"):
         agent_of(cost=Cost(doubt=0.1))
-    agent = agent_of()
-    thinking = Thinking(signal="doubt")
-    with pytest.raises(
-        ValueError, match=r"thinking.signal wants the predictor's doubt, but Pushing"
-    ):
+    agent, thinking = agent_of(), Thinking(signal="doubt")
+    with pytest.raises(ValueError, match=f"thinking.signal is doubt, but {said}"):
         replace(agent, configurator=replace(agent.configurator, thinking=thinking))
     with pytest.raises(ValueError, match=r"cost.doubt is -1: choose 0 or more, finite"):
         Cost(doubt=-1)

@@ -412,12 +412,15 @@ def test_doubt_is_the_energy_in_units_of_usual_ones() -> None:
     torch.testing.assert_close(model.usual.moments[0], energies[0].mean())
     torch.testing.assert_close(model.usual.moments[1], energies[0].var(correction=0))
     model.eval()
-    found = model.doubt(state, action, y)
+
+    def doubt(y: Tensor) -> Tensor:
+        return model.doubt(state[:, None], action[:, None], y[:, None])[:, 0]
+
     expected = torch.sigmoid((energies[0] - energies[0].mean()) / energies[0].std(correction=0))
-    torch.testing.assert_close(found, expected)
-    assert (model.doubt(state, action, y + 10) > 0.99).all()
+    torch.testing.assert_close(doubt(y), expected)
+    assert (doubt(y + 10) > 0.99).all()
     y.detach_().requires_grad_()
-    (slope,) = torch.autograd.grad(model.doubt(state, action, y).sum(), y)
+    (slope,) = torch.autograd.grad(doubt(y).sum(), y)
     assert (slope.abs().sum(1) > 0).all()
 
 
@@ -463,6 +466,22 @@ def test_a_roll_out_takes_its_own_predictions_as_the_past(training: bool) -> Non
         torch.testing.assert_close(
             model.sequence(whole[:, seen], actions[:, seen])[:, -1], found[:, t]
         )
+
+
+@pytest.mark.parametrize("length", [2, 3, 6])
+def test_the_energies_of_a_roll_out_are_told_from_the_past_that_it_had(length: int) -> None:
+    model, (states, actions) = transformer().double().eval(), sequences(length)
+    found = model.unroll(states[:, 0], actions)
+    before = torch.cat((states[:, :1], found[:, :-1]), 1)
+    energies = model.energies(before, actions, found)
+    for t in range(length):
+        seen = slice(max(0, t - 2), t + 1)
+        past = model._read(before[:, seen], actions[:, seen])
+        whole = torch.cat((before[:, seen][:, 1:], found[:, t : t + 1]), 1)
+        torch.testing.assert_close(energies[:, t], model.judged(past, whole)[0][:, -1])
+    torch.testing.assert_close(model.doubt(before, actions, found), model.usual(energies))
+    single = model.energy(before[:, 1], actions[:, 1], found[:, 1])
+    assert not torch.allclose(energies[:, 1], single)  # the past counts
 
 
 def test_the_energy_of_a_sequence_has_the_slope_of_each_position() -> None:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import TINY
+from gymnasium import spaces
+from safetensors.torch import load_file
 from test_perception import image_spec
 from torch import Tensor, nn
 
+import forethought
+from forethought import course, training
+from forethought.cli import main
 from forethought.foreign import take_weights
 from forethought.worldmodel import JEPA, CausalPredictor, ResidualMLP, ViTPerception
 
@@ -300,3 +310,111 @@ def test_other_models_and_files_are_refused(tmp_path: Path) -> None:
         take_weights(model_of(), folder)
     with pytest.raises(FileNotFoundError, match=r"no .*nowhere: give"):
         take_weights(model_of(), folder / "nowhere")
+
+
+# --- the command line, in an environment of the sizes above
+
+
+class Noise(gymnasium.Env[Any, Any]):
+    """Pictures of noise, whatever one does."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium wants it
+    observation_space = spaces.Box(0, 255, (3, SIDE, SIDE), np.uint8)
+    action_space = spaces.Box(-1.0, 1.0, (BLOCK,), np.float32)
+    control_step_seconds = 0.1
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.picture(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.picture(), float(self.np_random.uniform()), False, False, {}
+
+    def picture(self) -> Any:
+        return self.np_random.integers(0, 256, (3, SIDE, SIDE), np.uint8)
+
+
+gymnasium.register("Noise-v0", entry_point=Noise, max_episode_steps=8)
+
+WORDS = [
+    "--env=Noise-v0",
+    "--model.perception=ViTPerception",
+    f"--model.perception.latent-dim={W}",
+    f"--model.perception.width={W}",
+    f"--model.perception.patch={PATCH}",
+    f"--model.perception.depth={DEPTH}",
+    f"--model.perception.heads={HEADS}",
+    f"--model.perception.projector={PROJECTOR}",
+    "--model.predictor=CausalPredictor",
+    f"--model.predictor.window={FRAMES}",
+    f"--model.predictor.depth={DEPTH}",
+    f"--model.predictor.heads={OUR_HEADS}",
+    f"--model.predictor.head-dim={HEAD_DIM}",
+    f"--model.predictor.hidden={HIDDEN}",
+    f"--model.predictor.projector={PROJECTOR}",
+    "--model.predictor.inner-norm=true",
+    *TINY,
+    "--stages.joint.learning-rate=1e-9",
+    "--stages.predictor.steps=0",
+]
+
+
+def fitting(folder: Path) -> Path:
+    """A checkpoint whose shapes agree but for the predictor's positions."""
+    folder.mkdir()
+    return written(folder, theirs() | {"predictor.pos_embedding": torch.rand(1, FRAMES + 1, W)})
+
+
+def check_begun(run: Path) -> None:
+    """Theirs but for a step of almost no length, and standardised as they were."""
+    model, held = load_file(run / "model.safetensors"), theirs()
+    for ours, name in (
+        ("perception.token", "encoder.embeddings.cls_token"),
+        ("predictor.embed.2.weight", "action_encoder.embed.2.weight"),
+    ):
+        torch.testing.assert_close(model[f"model.{ours}"], held[name].squeeze())
+    mean = model["model.perception.standardise.mean"].flatten()
+    torch.testing.assert_close(mean, 255 * torch.tensor([0.485, 0.456, 0.406]))
+
+
+def test_a_training_begins_with_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights, run = fitting(tmp_path / "theirs"), tmp_path / "run"
+    caplog.set_level("INFO")
+    forethought.call("train", [*WORDS, f"--run={run}", f"--weights={weights}"])
+    check_begun(run)
+    assert f"weights of {weights}: " in caplog.text
+    assert "left: predictor.pos_embedding ((1, 4, 6), but predictor.positions is" in caplog.text
+    assert yaml.safe_load((run / "config.yaml").read_text())["weights"] == str(weights)
+    noted = json.loads((run / "weights.json").read_text())
+    assert f"{len(noted['taken'])} tensors taken, 1 left, 1 of the model's are" in caplog.text
+    assert noted["missing"] == ["predictor.positions"]
+
+
+def test_a_stopped_training_does_not_read_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, run = fitting(tmp_path / "theirs"), tmp_path / "run"
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    # Before there is anything to go on from, they are the beginning still.
+    words = ["train", *WORDS, f"--run={run}", f"--weights={weights}"]
+    resume = ["train", "--resume", f"--run={run}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "collect_for", stop)
+        assert main(words) == 130
+    shutil.move(weights, tmp_path / "away")
+    capsys.readouterr()
+    assert main(resume) == 2
+    assert "weights.pt and config.json" in capsys.readouterr().err
+    shutil.move(tmp_path / "away", weights)
+    with monkeypatch.context() as patched:
+        patched.setattr(course, "train_joint", stop)
+        assert main(resume) == 130
+    shutil.rmtree(weights)
+    assert main(resume) == 0
+    check_begun(run)

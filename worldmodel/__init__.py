@@ -14,13 +14,8 @@ from forethought.worldmodel.checkpoint import (
     save_checkpoint,
 )
 from forethought.worldmodel.diagnostics import diagnose, effective_rank, examine, latent_std
-from forethought.worldmodel.energy import (
-    EnergyMLP,
-    EnergyPredictor,
-    EnergyTransformer,
-    Refinement,
-    Thought,
-)
+from forethought.worldmodel.energy import EnergyPredictor
+from forethought.worldmodel.energy_forms import EnergyMLP, EnergyTransformer
 from forethought.worldmodel.fit import NonFiniteLossError, OnStep, fit
 from forethought.worldmodel.hierarchy import (
     Level,
@@ -48,6 +43,7 @@ from forethought.worldmodel.perception import (
 from forethought.worldmodel.predictors import Ensemble, GRUPredictor, Predictor, ResidualMLP
 from forethought.worldmodel.projector import BatchNorm, Projector
 from forethought.worldmodel.readouts import Readouts
+from forethought.worldmodel.refinement import Refinement, Thought
 from forethought.worldmodel.snapshot import Snapshot
 from forethought.worldmodel.target import SlowEncoder
 from forethought.worldmodel.train import (

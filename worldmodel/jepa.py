@@ -174,25 +174,31 @@ class JEPA(nn.Module):
         return self.predictor.sequence(states, self.actions(actions), context)
 
     def doubt(
-        self, state: Tensor, action: Tensor, next_state: Tensor, context: Context | None = None
+        self, states: Tensor, actions: Tensor, next_states: Tensor, context: Context | None = None
     ) -> Tensor:
-        """How unusual predictions are, `(...)` in (0, 1); see `Predictor.doubt`.
+        """How unusual the predictions of roll-outs are; see `Predictor.doubt`.
 
         Args:
-            state: `(..., D)`.
-            action: `(..., A)`, discrete ones `(...)` int64 or `(..., n)`.
-            next_state: what was predicted, `(..., D)`.
-            context: conditioning; codes whose leading axes broadcast, or None.
+            states: the T states before each action, from a roll-out's beginning, `(..., T, D)`.
+            actions: `(..., T, A)`, discrete ones `(..., T)` int64 or `(..., T, n)`.
+            next_states: what was predicted, `(..., T, D)`.
+            context: conditioning, or None; a code has leading axes that broadcast with those of
+                the states, and is the same for all T.
+
+        Returns:
+            `(..., T)` in (0, 1).
         """
-        lead, action = state.shape[:-1], self.actions(action)
+        lead, actions = states.shape[:-1], self.actions(actions)
 
         def rows(x: Tensor) -> Tensor:
-            return x.expand(*lead, x.shape[-1]).reshape(-1, x.shape[-1])
+            return x.expand(*lead, x.shape[-1]).reshape(-1, lead[-1], x.shape[-1])
 
         coded = None
         if self.predictor.modulation_dim and context is not None and "modulation" in context:
-            coded = {"modulation": rows(context["modulation"])}
-        return self.predictor.doubt(rows(state), rows(action), rows(next_state), coded).view(lead)
+            coded = {"modulation": rows(context["modulation"])[:, 0]}
+        return self.predictor.doubt(rows(states), rows(actions), rows(next_states), coded).view(
+            lead
+        )
 
     def rollout(
         self,

@@ -74,29 +74,48 @@ class Predictor(nn.Module, ABC):
             `(N, T, D)`; row t follows state t and depends on nothing after it.
         """
         rows, length = states.shape[:2]
-        if context is not None:
-            context = {name: held.repeat_interleave(length, 0) for name, held in context.items()}
-        after = self(states.flatten(0, 1), actions.flatten(0, 1), None, context)
+        after = self(states.flatten(0, 1), actions.flatten(0, 1), None, repeated(context, length))
         return torch.unflatten(after, 0, (rows, length))
 
     def doubt(
-        self, state: Tensor, action: Tensor, next_state: Tensor, context: Context | None = None
+        self, states: Tensor, actions: Tensor, next_states: Tensor, context: Context | None = None
     ) -> Tensor:
-        """How unusual a prediction is, `(N,)` in (0, 1): a half as in training, near 1 far from it.
+        """How unusual predictions are, in (0, 1): a half as in training, near 1 far from it.
+
+        A predictor with a window needs the whole roll-out up to each of them.
 
         Args:
-            state: `(N, D)`.
-            action: `(N, A)`.
-            next_state: what was predicted, `(N, D)`.
+            states: the T states of a roll-out before each action, `(N, T, D)`.
+            actions: `(N, T, A)`.
+            next_states: what was predicted, `(N, T, D)`.
             context: conditioning, tensors with leading axis N, or None.
+
+        Returns:
+            `(N, T)`.
 
         Raises:
             ValueError: this kind of predictor cannot tell.
         """
-        raise ValueError(
-            f"{type(self).__name__} does not tell how sure it is: choose model.predictor EnergyMLP "
-            "or Ensemble"
-        )
+        self.check_doubts()
+        raise NotImplementedError(f"{type(self).__name__} sets doubts: write its doubt too")
+
+    def check_doubts(self, *asking: str) -> None:
+        """Refuse to be asked for doubt where `doubts` is false.
+
+        Args:
+            asking: what asks for it, such as "cost.doubt is 0.5".
+
+        Raises:
+            ValueError: it is false.
+        """
+        if not self.doubts:
+            because, instead = "", ""
+            if asking:
+                because, instead = f"{' and '.join(asking)}, but ", ", or leave it out"
+            raise ValueError(
+                f"{because}{type(self).__name__} does not tell how sure it is: choose "
+                f"model.predictor EnergyMLP, EnergyTransformer or Ensemble{instead}"
+            )
 
     def unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
         """All steps of a roll-out at once: where that is faster, or where a step sees earlier ones.
@@ -114,6 +133,13 @@ class Predictor(nn.Module, ABC):
             The states after each action, `(N, H, D)`; None: take one step after the other.
         """
         return None
+
+
+def repeated(context: Context | None, times: int) -> Context | None:
+    """A context for sequences, for each of their `times` steps as a row of its own."""
+    if context is None:
+        return None
+    return {name: held.repeat_interleave(times, 0) for name, held in context.items()}
 
 
 class Usual(nn.Module):
@@ -332,14 +358,14 @@ class Ensemble(Predictor):
         return next_state
 
     def doubt(
-        self, state: Tensor, action: Tensor, next_state: Tensor, context: Context | None = None
+        self, states: Tensor, actions: Tensor, next_states: Tensor, context: Context | None = None
     ) -> Tensor:
         """See `Predictor.doubt`: by the logarithm of the members' variance. Reads no next state."""
-        doubt: Tensor = self.usual(_spread(self._each(state, action)))
+        doubt: Tensor = self.usual(_spread(self._each(states, actions)))
         return doubt
 
     def _each(self, state: Tensor, action: Tensor) -> Tensor:
-        """What each member says, `(members, N, D)`."""
+        """What each member says, `(members, ..., D)`."""
         return torch.stack([member(state, action) for member in self.members])
 
     def _shared_out(self, state: Tensor, action: Tensor) -> Tensor:
@@ -356,5 +382,5 @@ class Ensemble(Predictor):
 
 
 def _spread(told: Tensor) -> Tensor:
-    """Logarithm of the mean variance, `(N,)`, of what members say, `(members, N, D)`."""
+    """Logarithm of the mean variance, `(...)`, of what members say, `(members, ..., D)`."""
     return (told.var(0).mean(-1) + 1e-12).log()
