@@ -152,7 +152,8 @@ def distance_of(trained: Trained, discount: float) -> TemporalDistance:
     torch.manual_seed(trained.arguments["seed"])  # the initial weights
     module = TemporalDistance(model.latent_dim, discount)
     stages = trained.arguments["stages"]
-    steps = len(levels) * stages.levels.steps
+    together = stages.joint.steps if stages.levels.together else 0
+    steps = len(levels) * (stages.levels.steps + together)
     assert trained.agent.hierarchy is not None
     if isinstance(trained.agent.hierarchy.top, TemporalCost):
         steps += stages.temporal.steps

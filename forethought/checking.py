@@ -80,6 +80,16 @@ def check_fit(jepa: JEPA, stages: Stages, cost: Cost, top_down: TopDown | None) 
         )
     if cost.doubt:
         jepa.predictor.check_doubts(f"cost.doubt is {cost.doubt}")
+    if stages.levels.together and top_down is None:
+        raise ValueError(
+            "stages.levels.together is true, but model.levels is empty: give levels, or choose "
+            "false"
+        )
+    if stages.levels.together and not stages.joint.steps:
+        raise ValueError(
+            "stages.levels.together is true, but stages.joint.steps is 0: choose 1 or more, or "
+            "false"
+        )
     if top_down is not None:
         top_down.check(discrete=jepa.actions.discrete, temporal=cost.goal == "temporal")
 

@@ -63,6 +63,7 @@ from forethought.planners import Planner
 from forethought.run_folder import Metrics, RunFolder
 from forethought.worldmodel import (
     JEPA,
+    JointLevels,
     LatentData,
     Level,
     LevelShape,
@@ -208,10 +209,11 @@ class Course:
                 "model.levels are given, but the task has no goal: choose no levels, or a task "
                 "with a goal"
             )
-        if self.plan.levels and not self.plan.stages.levels.steps:
+        above = self.plan.stages.levels
+        if self.plan.levels and not above.steps and not above.together:
             raise ValueError(
-                "model.levels are given, but stages.levels.steps is 0: choose 1 or more, or no "
-                "levels"
+                "model.levels are given, but stages.levels.steps is 0: choose 1 or more, "
+                "stages.levels.together true, or no levels"
             )
         self.levels = build_levels(self.jepa, self.plan.levels, seed)
         self.probes = build_probes(self.levels, sizes, seed)
@@ -228,14 +230,14 @@ class Course:
         decay = self.plan.stages.joint.target_decay
         slow = None if decay is None else SlowEncoder(self.jepa.perception)
         # Directions are shared by all ranks, windows are not.
-        directions = torch.Generator().manual_seed(seed * 1000 + 999)
+        self.directions = torch.Generator().manual_seed(seed * 1000 + 999)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.objective = Objective(
                 self.plan.losses,
                 self.jepa.latent_dim,
                 self.jepa.actions,
-                directions,
+                self.directions,
                 self.readouts,
                 slow,
             ).to(device)
@@ -251,7 +253,7 @@ class Course:
         self.snapshot = Snapshot(
             self.folder.snapshot,
             modules,
-            {"torch": self.generator, "numpy": self.rng, "directions": directions},
+            {"torch": self.generator, "numpy": self.rng, "directions": self.directions},
             writes=rank == 0,
         )
         if self.snapshot.restore():
@@ -349,9 +351,11 @@ class Course:
             "critic": self.critic is not None,
             "temporal": self.temporal is not None,
         }
+        moved = stages.levels.together and stages.joint.steps > 0
         for name, run in train.items():
-            if there.get(name, True):
-                steps = _steps(stages, name)
+            steps = _steps(stages, name)
+            # A level that the joint stage trained notes what its data are like, by 0 steps too.
+            if there.get(name, True) and (steps or (moved and name.startswith("levels"))):
                 if name in ("critic", "temporal"):  # the cost that they learn from stays as it is
                     with self.task.bank.unchanged(
                         name, readouts=self.readouts, perception=self.jepa.perception
@@ -365,6 +369,10 @@ class Course:
             self.save(round_)
 
     def _train_joint(self, round_: int, stages: Stages, on_step: OnStep) -> None:
+        above = None
+        if stages.levels.together:
+            levels = [level for level in self.levels if isinstance(level, Level)]
+            above = JointLevels(self.jepa, levels, self.held, stages.levels, self.directions)
         train_joint(
             self.jepa,
             self.objective,
@@ -373,6 +381,7 @@ class Course:
             self.rng,
             on_step,
             self.snapshot,
+            levels=above,
             standardise=self.plan.standardise and round_ == 0,
             bfloat16=self.plan.bfloat16,
         )
@@ -405,7 +414,15 @@ class Course:
         level = self.levels[place]
         assert isinstance(level, Level)
         data, _ = self.data_of(place)
-        train_level(level, data, stage, self.generator, on_step, self.snapshot)
+        train_level(
+            level,
+            data,
+            stage,
+            self.generator,
+            on_step,
+            self.snapshot,
+            directions=self.directions,
+        )
 
     def _train_probes(self, place: int, stage: ReadoutStage, on_step: OnStep) -> None:
         """What a level above still knows; nothing but the eye of an observer depends on it."""
@@ -443,7 +460,7 @@ class Course:
         train: Callable[[OnStep], None],
     ) -> None:
         """One stage, unless it is done: logged, with a progress bar."""
-        if not steps or not self.snapshot.enter(f"{round_}/{name}"):
+        if not self.snapshot.enter(f"{round_}/{name}"):
             return
         before = sum(_steps(self.scaled(r), name) for r in range(round_))
         with progress_bar(f"train: {name}" + (f", round {round_}" if round_ else ""), steps) as bar:

@@ -27,6 +27,7 @@ from forethought.worldmodel.hierarchy import (
     train_level,
 )
 from forethought.worldmodel.jepa import JEPA, Actions
+from forethought.worldmodel.joint_levels import JointLevels
 from forethought.worldmodel.latents import LatentData, encode_dataset
 from forethought.worldmodel.memory import Entries, Memory, MemoryConfig
 from forethought.worldmodel.modulation import FiLM
@@ -80,6 +81,7 @@ __all__ = [
     "FiLM",
     "GRUPredictor",
     "ImagePerception",
+    "JointLevels",
     "JointStage",
     "KeysValues",
     "LatentData",

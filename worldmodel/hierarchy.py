@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class LevelStage:
 
     Args:
         steps: number of updates of re-encoder, macro-actions and predictor together.
+        together: train all levels in the joint stage too, on windows of raw observations with its
+            batch, their gradient reaching the encoder. `steps` may then be 0.
         batch: windows per update.
         unroll: predicted steps of its own per window; less where no episode is long enough.
         learning_rate: peak learning rate of Adam; decays to zero along a cosine.
@@ -74,9 +76,12 @@ class LevelStage:
         covariance: weight of VICReg's covariance term, on states and on macro-actions.
         temporal_similarity: weight of the squared change of the state per own step.
         inverse_dynamics: weight of the error of the macro-action read from consecutive states.
+        sigreg: weight of SIGReg, on states and on macro-actions.
+        sigreg_directions: number of random directions of SIGReg.
     """
 
     steps: int = 3000
+    together: bool = False
     batch: int = 128
     unroll: int = 4
     learning_rate: float = 1e-3
@@ -85,13 +90,24 @@ class LevelStage:
     covariance: float = 0.1
     temporal_similarity: float = 1.0
     inverse_dynamics: float = 1.0
+    sigreg: float = 0.0
+    sigreg_directions: int = 48
 
     def __post_init__(self) -> None:
-        for name, smallest in (("steps", 0), ("batch", 2), ("unroll", 1)):
+        for name, smallest in (
+            ("steps", 0),
+            ("batch", 2),
+            ("unroll", 1),
+            ("sigreg_directions", 1),
+        ):
             if getattr(self, name) < smallest:
                 raise ValueError(
                     f"stages.levels.{name} is {getattr(self, name)}: choose {smallest} or more"
                 )
+        for field in fields(Losses):
+            weight = getattr(self, field.name, 0)
+            if not weight >= 0:
+                raise ValueError(f"stages.levels.{field.name} is {weight}: a weight is 0 or more")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(
                 f"stages.levels.learning_rate is {self.learning_rate}: choose it above 0, finite"
@@ -106,6 +122,8 @@ class LevelStage:
             covariance=self.covariance,
             temporal_similarity=self.temporal_similarity,
             inverse_dynamics=self.inverse_dynamics,
+            sigreg=self.sigreg,
+            sigreg_directions=self.sigreg_directions,
         )
 
 
@@ -188,6 +206,11 @@ class Level(nn.Module):
         coded: Tensor = self.code(actions.flatten(-2))
         return coded
 
+    def macros(self, actions: Tensor) -> Tensor:
+        """Macro-actions `(B, T, M)` of T chunks in a row: `(B, T*k, A)`, or int64 `(B, T*k)`."""
+        own = len(actions), -1, self.shape.stride, *actions.shape[2:]
+        return self.macro(actions.reshape(own))
+
     def strange(self, state: Tensor) -> Tensor:
         """Mean squared distance `(...)` of states `(..., D)` from the nearest known one."""
         flat = state.reshape(-1, state.shape[-1])
@@ -200,6 +223,59 @@ class Level(nn.Module):
         return read
 
 
+def level_objective(level: Level, stage: LevelStage, directions: torch.Generator) -> Objective:
+    """The loss terms of a level; the head that reads macro-actions is the level's own.
+
+    Args:
+        level: the level.
+        stage: their weights.
+        directions: source of SIGReg's directions.
+    """
+    objective = Objective(stage.losses, level.shape.latent_dim, level.model.actions, directions)
+    objective.inverse_dynamics = level.inverse  # planning reads it too
+    return objective
+
+
+def level_loss(
+    level: Level, objective: Objective, below: Tensor, actions: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss of a level on windows of the level below.
+
+    The terms are those of the world model's joint stage: the prediction error of an unroll, VICReg
+    or SIGReg against collapse, and the action read from consecutive states. VICReg and SIGReg are
+    asked of macro-actions too, whose gradient comes from everything: what of the k actions makes no
+    difference to the states is not worth a code.
+
+    Args:
+        level: the level.
+        objective: see `level_objective`.
+        below: every k-th state of the level below, `(B, T+1, D_below)`.
+        actions: all actions of that level in between, `(B, T*k, A)`, or int64 `(B, T*k)`.
+
+    Returns:
+        The scalar total, and each term before weighting under its own name.
+    """
+    macros = level.macros(actions)  # (B, T, M)
+    encoded = level.encode(below)  # (B, T+1, D)
+    predicted = level.model.rollout(encoded[:, 0], macros)
+    total: Tensor
+    total, terms = objective(encoded, predicted, macros)
+    w, asked = objective.weights, {}
+    gathered = ranks.gather(macros)
+    if w.variance:
+        asked["variance"] = losses.variance(gathered, flatten=True)
+    if w.covariance:
+        asked["covariance"] = losses.covariance(gathered, flatten=True)
+    if w.sigreg:
+        asked["sigreg"] = losses.sigreg(
+            gathered, generator=objective.generator, directions=w.sigreg_directions, flatten=True
+        )
+    for name, term in asked.items():
+        total = total + getattr(w, name) * term
+        terms[f"macro_{name}"] = term
+    return total, terms
+
+
 def train_level(
     level: Level,
     data: LatentData,
@@ -207,21 +283,19 @@ def train_level(
     generator: torch.Generator,
     on_step: OnStep | None = None,
     snapshot: Snapshot | None = None,
+    *,
+    directions: torch.Generator | None = None,
 ) -> None:
-    """Train one level on the cached level below, which stays as it is.
-
-    The terms are those of the world model's joint stage: the prediction error of an unroll, VICReg
-    against collapse, and the action read from consecutive states. VICReg is asked of macro-actions
-    too, whose gradient comes from everything: what of the k actions makes no difference to the
-    states is not worth a code.
+    """Train one level on the cached level below, which stays as it is; see `level_loss`.
 
     Args:
         level: what is trained, in place.
         data: cached latents of the level below.
-        stage: lengths, rates and weights.
+        stage: lengths, rates and weights; with 0 steps only `reach` and `known` are set.
         generator: source of the windows; on the CPU.
         on_step: see `fit`.
         snapshot: see `fit`.
+        directions: source of SIGReg's directions, which ranks share; by default `generator`.
 
     Raises:
         ValueError: no episode is as long as one step of the level.
@@ -233,27 +307,13 @@ def train_level(
             f"model.levels: one step of a level is {stride} of the level below, but the longest "
             f"episode has {int(data.remaining.max())}: choose a shorter stride"
         )
-    length = min(stage.unroll, longest)
-    starts = data.starts(length * stride)
-    span = torch.arange(length * stride + 1, device=data.states.device)
-    weights = stage.losses
-    objective = Objective(weights, level.shape.latent_dim, level.model.actions, generator)
-    objective.inverse_dynamics = level.inverse  # planning reads it too
+    length = min(stage.unroll, longest) * stride
+    starts = data.starts(length)
+    objective = level_objective(level, stage, directions or generator)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
-        index = data.draw(starts, stage.batch, generator)[:, None] + span
-        chunks = data.actions[index[:, :-1]].reshape(
-            stage.batch, length, stride, *data.actions.shape[1:]
-        )
-        macros = level.macro(chunks)  # (B, T, M)
-        encoded = level.encode(data.states[index[:, ::stride]])  # (B, T+1, D)
-        predicted = level.model.rollout(encoded[:, 0], macros)
-        total, terms = objective(encoded, predicted, macros)
-        gathered = ranks.gather(macros)
-        spread = losses.variance(gathered, flatten=True)
-        mixed = losses.covariance(gathered, flatten=True)
-        total = total + weights.variance * spread + weights.covariance * mixed
-        return total, terms | {"macro_variance": spread, "macro_covariance": mixed}
+        states, actions = data.windows(data.draw(starts, stage.batch, generator), length)
+        return level_loss(level, objective, states[:, ::stride], actions)
 
     fit(
         level.parameters(),
@@ -263,14 +323,18 @@ def train_level(
         on_step=on_step,
         snapshot=snapshot,
     )
-    if stage.steps:
-        own = level_data(level, data)
-        norms = own.actions[own.remaining > 0].norm(dim=-1)
-        # Enough for a quantile, and no more than torch sorts.
-        drawn = torch.randint(len(norms), (min(len(norms), 2**20),), generator=generator)
-        level.reach.copy_(norms[drawn.to(norms.device)].quantile(REACH))
-        drawn = torch.randint(len(own.states), (KNOWN,), generator=generator)
-        level.known.copy_(own.states[drawn.to(own.states.device)])
+    _note(level, level_data(level, data), generator)
+
+
+@torch.no_grad()
+def _note(level: Level, own: LatentData, generator: torch.Generator) -> None:
+    """Set `reach` and `known` by the level's own data."""
+    norms = own.actions[own.remaining > 0].norm(dim=-1)
+    # Enough for a quantile, and no more than torch sorts.
+    drawn = torch.randint(len(norms), (min(len(norms), 2**20),), generator=generator)
+    level.reach.copy_(norms[drawn.to(norms.device)].quantile(REACH))
+    drawn = torch.randint(len(own.states), (KNOWN,), generator=generator)
+    level.known.copy_(own.states[drawn.to(own.states.device)])
 
 
 def chains(data: LatentData, stride: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from forethought.envs import Dataset, Windows
 from forethought.worldmodel.fit import OnStep, fit, in_mode
 from forethought.worldmodel.jepa import JEPA
+from forethought.worldmodel.joint_levels import JointLevels
 from forethought.worldmodel.latents import (
     CODE,
     LatentData,
@@ -127,6 +128,7 @@ def train_joint(
     on_step: OnStep | None = None,
     snapshot: Snapshot | None = None,
     *,
+    levels: JointLevels | None = None,
     standardise: bool = True,
     bfloat16: bool = False,
 ) -> None:
@@ -143,6 +145,8 @@ def train_joint(
         generator: source of the windows.
         on_step: see `fit`.
         snapshot: see `fit`.
+        levels: the levels above, whose losses are added to those of the model; None: there are
+            none, or they are trained afterwards alone.
         standardise: set the encoder's standardisation from the data first.
         bfloat16: run encoder and predictor in bfloat16 where it is safe (autocast); losses stay
             in float32.
@@ -168,15 +172,20 @@ def train_joint(
     stored = [name for name in objective.reads if name in dataset.quantity_names]
     windows = dataset.windows(stage.unroll, [*stored, *([CODE] if size else [])])
 
+    @contextmanager
+    def forward() -> Iterator[None]:
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
+            _dropout(model, lambda: int(generator.integers(_SEEDS))),
+        ):
+            yield
+
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         batch = windows.sample(stage.batch, generator)
         actions = action_tensor(batch.actions, model, device)
         codes = torch.as_tensor(batch.quantities[CODE], device=device).float() if size else None
         observations, targets = to_tensor(batch.observations, device), None
-        with (
-            torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
-            _dropout(model, lambda: int(generator.integers(_SEEDS))),
-        ):
+        with forward():
             encoded = model.encode(observations, told(codes))
             first = None if codes is None else codes[:, 0]
             if stage.teacher_forcing:
@@ -191,11 +200,17 @@ def train_joint(
         quantities = {k: torch.as_tensor(v, device=device) for k, v in read.items()}
         total: Tensor
         total, terms = objective(encoded.float(), predicted.float(), actions, quantities, targets)
+        if levels is not None:
+            above, named = levels.loss(stage.batch, generator, forward)
+            total, terms = total + above, terms | named
         return total, terms
 
+    trained = [*model.parameters(), *objective.parameters()]
+    if levels is not None:
+        trained += levels.parameters()
     with in_mode(model, training=True), in_mode(objective, training=True):
         fit(
-            [*model.parameters(), *objective.parameters()],
+            trained,
             loss,
             steps=stage.steps,
             learning_rate=stage.learning_rate,
