@@ -25,6 +25,7 @@ from forethought.cli import main
 from forethought.course import environment_steps, episode_returns, quantities_of
 from forethought.envs import Dataset
 from forethought.running import Trained
+from forethought.worldmodel import Snapshot
 
 TINY = [
     "--collection.episodes=4",
@@ -685,9 +686,71 @@ def test_levels_above_are_trained_kept_and_planned_with(tmp_path: Path) -> None:
     assert equal(run, again)
 
 
+TOGETHER = [*LEVELS, "--stages.levels.together=true", "--stages.levels.steps=0"]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Levels that the joint stage alone trains, in two rounds."""
+    return trained(tmp_path_factory.mktemp("together") / "run", *TOGETHER, "--rounds=1")
+
+
+def test_levels_are_trained_together_with_the_world_model(together: Path) -> None:
+    lines = metrics_of(together)
+    assert not [line for line in lines if line["stage"].startswith("levels")]
+    joint = [line for line in lines if line["stage"] == "joint"]
+    assert [line["step"] for line in joint] == [4, 8]
+    for level in (2, 3):
+        assert all(np.isfinite(line[f"level{level}_macro_variance"]) for line in joint)
+    held = Trained.load(together)
+    hierarchy = held.agent.hierarchy
+    assert hierarchy is not None
+    for level in hierarchy.levels:
+        assert level.known.isfinite().all()
+        assert level.reach != level.shape.macro_dim**0.5
+    assert held.play(1)[0].decisions > 0
+
+
+@pytest.mark.parametrize("moment", ["0/joint step 3", "0/levels 3", "1/joint step 1"])
+def test_levels_trained_together_go_on_with_the_same_bits(
+    moment: str, together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kill(BaseException):
+        pass
+
+    def passed(self: Snapshot, step: int, optimiser: torch.optim.Optimizer) -> None:
+        self.save(step, optimiser)
+        if f"{self._stage} step {step}" == moment:
+            raise Kill
+
+    def entered(self: Snapshot, stage: str) -> bool:
+        begun = enter(self, stage)
+        if stage == moment:
+            raise Kill
+        return begun
+
+    enter, run = Snapshot.enter, tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshot, "passed", passed)
+        patch.setattr(Snapshot, "enter", entered)
+        with pytest.raises(Kill):
+            trained(run, *TOGETHER, "--rounds=1")
+    assert not (run / "training.json").exists()
+    forethought.call("train", ["--resume", f"--run={run}"])
+    assert equal(run, together)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (
+            [*LINE, "--stages.levels.together=true"],
+            "stages.levels.together is true, but model.levels is empty: give levels, or choose",
+        ),
+        (
+            [*TOGETHER, "--stages.joint.steps=0"],
+            "stages.levels.together is true, but stages.joint.steps is 0: choose 1 or more, or",
+        ),
         (
             [
                 *PENDULUM,

@@ -164,6 +164,56 @@ def test_a_level_can_stand_on_a_level(trained: Level) -> None:
     assert [x.shape[-1] for x in lifted((trained, upper), torch.zeros(3, 2))] == [2, 4, 4]
 
 
+ONLY_PREDICTION = replace(
+    STAGE, variance=0.0, covariance=0.0, temporal_similarity=0.0, inverse_dynamics=0.0
+)
+
+
+@pytest.mark.parametrize("sigreg", [0.0, 1.0])
+def test_sigreg_alone_keeps_a_level_from_collapse(sigreg: float) -> None:
+    torch.manual_seed(0)
+    level, log = Level(2, 2, SHAPE), dict[str, float]()
+    stage = replace(ONLY_PREDICTION, sigreg=sigreg, steps=200)
+    train_level(level, walks(), stage, seeded(), lambda _, record: log.update(record))
+    own = level_data(level, walks(seed=1))
+    states, macros = own.windows(own.starts(3), 3)
+    spread = [x.detach().flatten(0, 1).std(0) for x in (states, macros)]
+    if not sigreg:
+        assert {name for name in log if "macro" in name} == set()
+        assert spread[0].max() < 0.03
+        return
+    assert {name for name in log if "macro" in name} == {"macro_sigreg"}
+    predicted = level.model.rollout(states[:, 0], macros)
+    assert (predicted - states[:, 1:]).square().mean() < 0.2 * states.var()
+    assert min(float(x.min()) for x in spread) > 0.6
+    assert max(float(x.max()) for x in spread) < 1.5
+    assert effective_rank(own.states) > 1.8
+
+
+def test_directions_of_sigreg_have_a_source_of_their_own() -> None:
+    """Ranks share them, and draw other windows."""
+    stage, drawn = replace(ONLY_PREDICTION, sigreg=1.0, steps=2), []
+    for directions in (None, seeded(3)):
+        draws = seeded()
+        train_level(Level(2, 2, SHAPE), walks(), stage, draws, directions=directions)
+        drawn.append(draws.get_state())
+        if directions is not None:
+            assert not torch.equal(directions.get_state(), seeded(3).get_state())
+    assert not torch.equal(*drawn)
+
+
+def test_without_updates_a_level_notes_what_its_data_are_like() -> None:
+    torch.manual_seed(0)
+    level, data = Level(2, 2, SHAPE), walks()
+    before = [parameter.clone() for parameter in level.parameters()]
+    train_level(level, data, replace(STAGE, steps=0), seeded())
+    assert all(torch.equal(a, b) for a, b in zip(before, level.parameters(), strict=True))
+    own = level_data(level, data)
+    norms = own.actions[own.remaining > 0].norm(dim=-1)
+    assert 0.94 < (norms <= level.reach).float().mean() < 0.96
+    assert torch.isin(level.known, own.states).all()
+
+
 def test_discrete_actions_are_coded_one_hot() -> None:
     level = Level(2, 3, SHAPE, discrete=True)
     index = torch.tensor([[0, 2, 1, 1]])
@@ -338,6 +388,11 @@ def test_steps_that_the_temporal_distance_calls_long_cost(trained: Level) -> Non
     [
         (lambda: LevelShape(stride=1), "stride is 1: choose 2 or more"),
         (lambda: LevelStage(batch=1), r"stages.levels.batch is 1: choose 2 or more"),
+        (lambda: LevelStage(sigreg=-1.0), "stages.levels.sigreg is -1.0: a weight is 0 or more"),
+        (
+            lambda: LevelStage(sigreg_directions=0),
+            "stages.levels.sigreg_directions is 0: choose 1 or more",
+        ),
         (lambda: TopDown(horizon=()), r"top_down.horizon is \(\): choose 1 or more for each level"),
         (lambda: TopDown(replan=1.5), r"top_down.replan is 1.5: choose it in \(0, 1\]"),
         (lambda: TopDown(condition="way"), "top_down.condition is 'way': use one of"),  # type: ignore[arg-type]

@@ -202,7 +202,7 @@ run = Course.run
 def told(self, metrics):
     latents = run(self, metrics)
     digest = hashlib.sha256()
-    modules = (self.jepa, self.objective, self.readouts)
+    modules = (self.jepa, self.objective, self.readouts, self.levels)
     for module in modules:
         for tensor in module.state_dict().values():
             digest.update(tensor.numpy().tobytes())
@@ -219,11 +219,12 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.slow
 def test_two_ranks_train_one_model_and_the_first_one_writes(tmp_path: Path) -> None:
-    from test_course import LINE, TINY
+    from test_course import TINY, TOGETHER
 
     script, run = tmp_path / "script.py", tmp_path / "run"
     script.write_text(TRAIN)
-    words = ["train", *LINE, *TINY, "--losses.sigreg=0.1", "--rounds=1", f"--run={run}"]
+    words = ["train", *TINY, *TOGETHER, "--losses.sigreg=0.1", "--stages.levels.sigreg=0.1"]
+    words += ["--stages.levels.steps=4", "--rounds=1", f"--run={run}"]
     words += ["--stages.joint.target_decay=0.9"]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     # Behind `--`, for torchrun has options of its own that begin with --run.

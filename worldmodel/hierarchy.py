@@ -335,6 +335,7 @@ def _note(level: Level, own: LatentData, generator: torch.Generator) -> None:
     level.reach.copy_(norms[drawn.to(norms.device)].quantile(REACH))
     drawn = torch.randint(len(own.states), (KNOWN,), generator=generator)
     level.known.copy_(own.states[drawn.to(own.states.device)])
+    ranks.share(level)  # which each drew by itself
 
 
 def chains(data: LatentData, stride: int) -> Tensor:
