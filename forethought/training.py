@@ -156,7 +156,7 @@ def _begin_with(weights: Path, jepa: JEPA, there: RunFolder, *, resume: bool) ->
 
     A run that was stopped before its first snapshot has none of its own yet.
     """
-    noted = there.read_json(WEIGHTS) if resume else None
+    noted: dict[str, Any] | None = there.read_json(WEIGHTS) if resume else None
     if noted is not None and (there.snapshot.exists() or there.read_json("training.json")):
         return noted
     taken = take_weights(jepa, weights)
