@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything worth running on a GPU machine, within 10 minutes; writes at most 8 small files.
 #   benchmarks/gpu.sh            # DEVICE=cuda SEEDS=0 OUT=benchmarks/results by default
+#   benchmarks/gpu.sh scaling    # the scaling benchmark alone; call it until no cell is left
 # On a machine without a GPU, DEVICE=cpu SHORT=1 runs it small, to see that it works.
 #
 # Each step has its own time limit, and one that fails does not stop the others: gpu_steps.json says
@@ -51,6 +52,15 @@ if [[ -n ${SHORT:-} ]]; then
     brief=(--collection.episodes=64 --stages.joint.steps=40 --stages.predictor.steps=40)
     few=(--episodes 4 --timed-decisions 3)
     small=(--short)
+fi
+
+if [[ ${1:-} == scaling ]]; then
+    # Each cell is written when it is done, and what the ledger holds is not done again.
+    large=(--large --limit 400)
+    [[ -z ${SHORT:-} ]] || large=(--sizes 25k --seeds 0 --updates 20 --episodes 16)
+    step scaling 570 "$python" benchmarks/scaling.py --device "$device" "${large[@]}" \
+        --out "$out/gpu_scaling.jsonl"
+    exit "$failed"
 fi
 
 # What no other machine can tell comes first: milliseconds per decision. Limits add up to 580 s.
