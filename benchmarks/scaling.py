@@ -95,12 +95,6 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds; then begin no cell")
     parser.add_argument("--out", type=Path, default=LEDGER)
     given = parser.parse_args()
-    if given.table:
-        rows = read(given.out)
-        print(table(rows))
-        if given.plot is not None:
-            draw(rows, given.plot)
-        return
     began = time.perf_counter()
     torch.set_num_threads(1)
     sizes = LARGE if given.large else SIZES
@@ -110,6 +104,15 @@ def main() -> None:
         "episodes": given.episodes or (8000 if given.large else 2000),
         "device": given.device,
     }
+    there = read(given.out)
+    if given.table:
+        rows = [row for row in there if settings.items() <= row.items()]
+        if not rows:
+            parser.error(f"--out is {given.out}, without a row of {settings}: choose another")
+        print(table(rows))
+        if given.plot is not None:
+            draw(rows, given.plot)
+        return
     # Seeds outermost: a ledger that is not full holds whole comparisons.
     wanted = [
         {"arm": arm, "size": size, "data": share, "seed": seed} | settings
@@ -117,7 +120,7 @@ def main() -> None:
             given.seeds, given.sizes or sizes, given.data, given.arms
         )
     ]
-    left = missing(wanted, read(given.out))
+    left = missing(wanted, there)
     print(f"{len(left)} of {len(wanted)} cells left", flush=True)
     if not left:
         return

@@ -146,6 +146,28 @@ def test_axes_and_the_lowest_loss_are_read_from_the_ledger(scaling: ModuleType) 
     assert "(extrapolation)" in scaling.table(rows, draws=5)
 
 
+def test_a_table_is_of_one_setting(
+    scaling: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setting = {"updates": 20, "batch": 4, "episodes": 9, "device": "cpu"}
+    rows = ledger({"autoregressive": (-0.1, 1.0), "energy": (-0.15, 2.0)})
+    path = tmp_path / "ledger.jsonl"
+    lines = [json.dumps(row | setting | {"updates": u}) for u in (20, 40) for row in rows]
+    path.write_text("\n".join(lines))
+    monkeypatch.setattr(scaling.table, "__defaults__", (5,))
+    words = ["scaling", "--table", "--batch", "4", "--episodes", "9", "--out", str(path)]
+    monkeypatch.setattr(sys, "argv", [*words, "--updates", "20"])
+    scaling.main()
+    assert "| energy | 1000 | 2 |" in capsys.readouterr().out  # two seeds, not four rows
+    monkeypatch.setattr(sys, "argv", [*words, "--updates", "30"])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    assert "without a row of {'updates': 30" in capsys.readouterr().err
+
+
 def test_the_picture_is_drawn(scaling: ModuleType, tmp_path: Path) -> None:
     rows = ledger({"autoregressive": (-0.1, 1.0), "energy": (-0.15, 2.0)})
     scaling.draw(rows, tmp_path / "there" / "scaling.png")
