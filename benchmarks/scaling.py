@@ -21,8 +21,8 @@ seconds and operations. Seconds are those of the process (on a GPU: of the clock
 validation; they can be compared within one ledger alone. Operations are those of matrix products
 (twice the multiplications), counted in one whole update with all its derivatives.
 
-The default, 18 cells of three sizes and three seeds, is about 14 minutes of one core by itself
-(AMD EPYC; a shared one took LONGER); `--large` (five sizes, more data, longer) is for a GPU, in as
+The default, 18 cells of three sizes and three seeds, is 635 s of training on one thread (AMD EPYC),
+37 minutes in all beside other work; `--large` (five sizes, more data, longer) is for a GPU, in as
 many calls as it takes: `--limit` is the seconds after which a call begins no more cells.
 
 What is fitted: log loss = slope * log x + intercept, by least squares; the scaling rate is -slope.
@@ -647,9 +647,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 x = np.array([every.min(), every.max()])
                 axis.plot(x, fitted.at(x), "--", color=colour)
             axis.plot([], [], color=colour, label=arm)
-        axis.axhline(rows[0]["floor"], color="0.6", linewidth=1, linestyle=":", label="floor")
         axis.set(xlabel=told, xscale="log", yscale="log")
     axes[0].set(ylabel="validation loss")
+    figure.suptitle(f"copying {rows[0]['copying']:.3f}, floor {rows[0]['floor']:.3f}")
     axes[0].legend()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
