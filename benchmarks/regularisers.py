@@ -66,6 +66,7 @@ ARMS = [
     "none normalised",
     "untrained",
 ]
+READOUTS = 400  # updates of the run's own readouts
 LINEAR = 20_000  # states of the training data that the linear readout is fitted to
 REPETITIONS, UPDATES = 12, 40  # of the measurement of costs
 Row = dict[str, Any]
@@ -169,11 +170,12 @@ def run_arm(arm: str, seed: int, given: argparse.Namespace, data: Path, results:
     words = [f"--data={data}", f"--run={run}", f"--seed={seed}", "--threads=1", "--device=cpu"]
     joint = 0 if arm.startswith("untrained") else given.updates
     words += [f"--stages.joint.steps={joint}", f"--stages.predictor.steps={given.updates}"]
+    words += [f"--stages.readouts.steps={READOUTS}"]
     call("train", ["--config=two-rooms", *words, *words_of(arm, given.setting)])
     trained = load(run, device="cpu")
     report = json.loads((run / "diagnostics.json").read_text())
-    kept = ("latent_std", "effective_rank", "open_loop_ratio", "action_sensitivity")
-    kept += ("r2_position", "wall_violation_rate")
+    kept = ["latent_std", "effective_rank", "open_loop_ratio", "action_sensitivity"]
+    kept += ["r2_position", "wall_violation_rate"]
     found = {name: report[name] for name in kept if name in report} | looked_at(trained, data)
     # A block of held-out episodes per training seed; block 0 served to find the config.
     played = measured(trained.play(given.episodes, seed=1 + seed))
