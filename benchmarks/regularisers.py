@@ -59,9 +59,9 @@ SETTINGS = {
 }
 ARMS = [
     "vicreg",
-    "sigreg 0.3",
-    "slow 0.99",
-    "slow 0.99 normalised",
+    "sigreg 0.09",
+    "slow 0.996",
+    "slow 0.996 normalised",
     "none",
     "none normalised",
     "untrained",
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training")
     parser.add_argument("--setting", choices=sorted(SETTINGS), default="alone")
     parser.add_argument("--arms", nargs="+", default=ARMS)
-    parser.add_argument("--updates", type=int, default=1000, help="in each of the two stages")
+    parser.add_argument("--updates", type=int, default=500, help="in each of the two stages")
     parser.add_argument("--episodes", type=int, default=50, help="played with each model")
     parser.add_argument("--costs", action="store_true", help="measure updates instead")
     parser.add_argument("--runs", type=Path, default=Path("runs/regularisers"))
