@@ -184,9 +184,11 @@ def run_arm(arm: str, seed: int, given: argparse.Namespace, data: Path, results:
 
 @torch.no_grad()
 def looked_at(trained: Trained, data: Path) -> Row:
-    """Smallest spread of a dimension, and R^2 of the position read linearly, on held-out episodes.
+    """What the diagnostics do not say of the latent.
 
-    States are standardised first, so that the readout does not mind how small they have become.
+    Smallest std of a dimension; mean std by the states' root mean square, which a layer norm holds
+    at 1; R^2 of the position read linearly on held-out episodes. For that states are standardised,
+    so that the readout does not mind how small they have become.
     """
     model, dataset = trained.agent.model, Dataset.open(data)
     states = encode_dataset(model, dataset).states
@@ -202,7 +204,7 @@ def looked_at(trained: Trained, data: Path) -> Row:
     told = linear(standard(states[chosen]), position[chosen], standard(asked))
     return {
         "smallest_std": float(std.min()),
-        "std_over_length": latent_std(states) / float(states.square().mean().sqrt()),
+        "std_by_size": latent_std(states) / float(states.square().mean().sqrt()),
         "r2_position_linear": r_squared(told, true["position"]),
     }
 
