@@ -68,7 +68,7 @@ ARMS = [
 ]
 READOUTS = 400  # updates of the run's own readouts
 LINEAR = 20_000  # states of the training data that the linear readout is fitted to
-REPETITIONS, UPDATES = 12, 40  # of the measurement of costs
+REPETITIONS, UPDATES = 10, 20  # of the measurement of costs
 Row = dict[str, Any]
 
 
