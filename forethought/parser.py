@@ -137,7 +137,12 @@ class ConfigFile(ActionConfigFile):
                 raise TypeError(
                     f"no config {values!r}: give a YAML file or one of {', '.join(packaged)}"
                 )
-            content = read_yaml(Path(values) if Path(values).is_file() else packaged[values])
+            if Path(values).is_file():
+                content = read_yaml(Path(values))
+            else:  # of a whole experiment, what this verb reads
+                known = {action.dest.partition(".")[0] for action in parser._actions}
+                experiment = read_yaml(packaged[values])
+                content = {name: value for name, value in experiment.items() if name in known}
         values = yaml.safe_dump(whole_choices(content)) + "\n"
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 

@@ -283,6 +283,17 @@ def test_a_packaged_configuration_by_name_and_by_path(tmp_path: Path) -> None:
     assert held["losses"] == Losses(**content["losses"])
 
 
+@pytest.mark.parametrize("name", packaged_configs())
+def test_every_verb_reads_its_part_of_an_experiment(name: str) -> None:
+    whole = parsed("train", "--config", name)
+    held = parsed("collect", "here", "--config", name)
+    assert {key: held[key] for key in ("env", "env_options", "collection")} == {
+        key: whole[key] for key in ("env", "env_options", "collection")
+    }
+    held = parsed("evaluate", "there", "--config", name)
+    assert held["cost"] == whole["cost"]
+
+
 def test_words_beat_the_configuration_and_leave_the_rest() -> None:
     packaged = parsed("train", "--config=two-rooms")
     words = ["--cost.discount=0.7", "--env-options.contact=stop"]
