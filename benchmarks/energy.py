@@ -152,7 +152,7 @@ def main() -> None:
     def told(row: Row) -> None:
         print(json.dumps({k: v for k, v in row.items() if k in ("arm", "seed", "error")}))
         content["rows"].append(row)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(rounded(content)) + "\n")
 
     members, drawn = list[Predictor](), None
     makers = arms(learned.state.shape[1], learned.action.shape[1])
@@ -170,6 +170,15 @@ def main() -> None:
         told({"arm": "disagreement of MLPs", **disagreement(members, groups)})
     if given.plot is not None and isinstance(drawn, EnergyPredictor):
         draw(drawn, groups, content["rows"], given.plot)
+
+
+def rounded(value: Any) -> Any:
+    """Five digits of every number, which is more than seeds agree on."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 # --- data

@@ -46,6 +46,9 @@ class View:
         lean: Render MuJoCo without shadows, reflections, sky, haze and multisampling.
         episode_limit: Control steps (before action repeat) after which an episode is truncated;
             None for the environment's own limit.
+        held: Success is, instead of what the environment says of it, that each of the last
+            `held` control steps had a reward above 0, as a finger that stays in the target of
+            dm_control's reacher; 0 leaves it to the environment.
 
     Raises:
         ValueError: A value is out of range.
@@ -59,12 +62,14 @@ class View:
     camera: int = 0
     lean: bool = True
     episode_limit: int | None = None
+    held: int = 0
 
     def __post_init__(self) -> None:
         if self.observe not in get_args(Observe):
             choices = " or ".join(get_args(Observe))
             raise ValueError(f"observe is {self.observe!r}: use {choices}")
-        bounds = {"action_repeat": 1, "block": 1, "size": 1, "frame_stack": 1, "camera": -1}
+        least_of = {"action_repeat": 1, "block": 1, "size": 1, "frame_stack": 1}
+        bounds = least_of | {"camera": -1, "held": 0}
         for name, least in bounds.items():
             value = getattr(self, name)
             if value is None and name == "size":
@@ -93,6 +98,8 @@ def wrapped(simulator: Simulator, view: View) -> Simulator:
     Raises:
         ValueError: The action space has no bounds, or the observation cannot be shown like that.
     """
+    if view.held:
+        simulator = HeldReward(simulator, view.held)
     space = simulator.action_space
     if isinstance(space, spaces.Box) and space != spaces.Box(-1.0, 1.0, space.shape, np.float32):
         simulator = RescaleActions(simulator)
@@ -182,6 +189,26 @@ class RescaleActions(Wrapper):
         """See `Simulator`."""
         scaled = 0.5 * (1.0 - action) * self._low + 0.5 * (1.0 + action) * self._high
         return super().advance(scaled.astype(self._dtype))
+
+
+class HeldReward(Wrapper):
+    """Success is that each of the last `count` rewards was above 0."""
+
+    def __init__(self, inner: Simulator, count: int) -> None:
+        super().__init__(inner)
+        self.count = count
+
+    def begin(self, seed: int | None) -> None:
+        """See `Simulator`."""
+        super().begin(seed)
+        self._run, self.success = 0, False
+
+    def advance(self, action: Array) -> Outcome:
+        """See `Simulator`."""
+        outcome = super().advance(action)
+        self._run = self._run + 1 if outcome[0] > 0 else 0
+        self.success = self._run >= self.count
+        return outcome
 
 
 class ActionRepeat(Wrapper):

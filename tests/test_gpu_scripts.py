@@ -390,10 +390,33 @@ def test_the_shell_script_calls_the_scaling_benchmark_alone(tmp_path: Path) -> N
     assert "gpu_planning" not in called
 
 
+def test_the_shell_script_goes_on_with_leworldmodel_call_by_call(tmp_path: Path) -> None:
+    python, run = tmp_path / "python", tmp_path / "gpu-leworldmodel"
+    python.write_text('#!/bin/sh\necho "$*" >>"$0.log"\n')
+    python.chmod(0o755)
+    here = {"PYTHON": str(python), "OUT": str(tmp_path), "RUN": str(tmp_path / "gpu")}
+    for made in ("config.yaml", "diagnostics.json", "results.json"):
+        subprocess.run(
+            ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "leworldmodel"],
+            env={"PATH": "/usr/bin:/bin", **here},
+            check=True,
+            capture_output=True,
+        )
+        run.mkdir(exist_ok=True)
+        (run / made).touch()
+    lines = (tmp_path / "python.log").read_text().splitlines()
+    called = [line for line in lines if "leworldmodel" in line]
+    for line, words in zip(
+        called, ("train --config leworldmodel", "train --resume true", "evaluate"), strict=True
+    ):
+        assert words in line
+
+
 def test_the_limits_of_the_shell_script_fit_into_ten_minutes() -> None:
     text = (ROOT / "benchmarks" / "gpu.sh").read_text()
     calls = [line.split() for line in text.splitlines() if line.strip().startswith("step ")]
     limits = {words[1]: int(words[2]) for words in calls}
-    assert len(limits) == 7
-    assert limits.pop("scaling") <= 590  # a call of its own
+    assert len(limits) == 9
+    for alone in ("scaling", "leworldmodel", "evaluate_leworldmodel"):
+        assert limits.pop(alone) <= 590  # a call of its own
     assert sum(limits.values()) <= 590

@@ -308,3 +308,46 @@ def test_the_option_is_named_where_another_is_unknown() -> None:
     for id in (ROOMS, "Pendulum-v1", POLE):
         with pytest.raises(ValueError, match=r"unknown options blnk.*accepts .*\bblank\b"):
             make(id, blnk=(1, 2))
+
+
+class Paying(Counter):
+    """Pays 1 from the second step on, but not in the fifth."""
+
+    def advance(self, action: Any) -> tuple[float, bool, bool]:
+        _, terminated, truncated = super().advance(action)
+        return float(self.time >= 2 and self.time != 5), terminated, truncated
+
+
+def test_success_is_a_reward_that_is_held() -> None:
+    env = env_of(Paying(), held=3)
+    _, info = env.reset(seed=[0])
+    found = [bool(info["success"][0])]
+    for _ in range(9):
+        *_, info = env.step(np.zeros((1, 1), np.float32))
+        found.append(bool(info["success"][0]))
+    assert [time for time, success in enumerate(found) if success] == [4, 8, 9]
+    _, info = env.reset(seed=[1])
+    assert not info["success"][0]  # what was held before counts no more
+
+
+def test_a_held_reward_counts_control_steps() -> None:
+    env = env_of(Paying(), held=3, action_repeat=2)
+    env.reset(seed=[0])
+    found = [bool(env.step(np.zeros((1, 1), np.float32))[4]["success"][0]) for _ in range(4)]
+    assert found == [False, True, False, True]  # at times 2, 4, 6, 8
+    with pytest.raises(ValueError, match="held is -1: give an integer of at least 0"):
+        View(held=-1)
+
+
+def test_a_finger_that_stays_in_the_target() -> None:
+    pytest.importorskip("dm_control")
+    env = make("dm_control/reacher-easy", 1, held=2)
+    _, info = env.reset(seed=[6])  # the finger passes through its target
+    assert not info["success"][0]
+    run = held = 0
+    for _ in range(60):
+        _, reward, *_, info = env.step(np.ones((1, 2), np.float32))
+        run = run + 1 if reward[0] > 0 else 0
+        assert bool(info["success"][0]) == (run >= 2)
+        held += run >= 2
+    assert held
