@@ -27,9 +27,10 @@ BRIEF = {
         "--planner.iterations=2",
     ],
     "distill": ["--distillation.problems=64", "--distillation.steps=20"],
-    "evaluate": ["--episodes=2", "--timed-decisions=2"],
+    "evaluate": ["--episodes=2", "--timed-decisions=2", "--env-options.episode-limit=30"],
+    "act": ["--env-options.episode-limit=30"],
 }
-BRIEF_WITH_ROUNDS = ["--round.episodes=1", "--env-options.episode-limit=60"]
+BRIEF_WITH_ROUNDS = ["--rounds=1", "--round.episodes=1", "--env-options.episode-limit=60"]
 WITHOUT_THREADS = {"show", "data", "envs"}
 
 
