@@ -67,13 +67,15 @@ fi
 
 if [[ ${1:-} == leworldmodel ]]; then
     begin=(--config leworldmodel)
+    [[ -z ${SHORT:-} ]] || begin+=(--collection.episodes=2 --collection.num-envs=2
+        --collection.workers=1 --stages.joint.steps=2 --stages.joint.batch=2 --stages.readouts.steps=2)
     [[ ! -f $run-leworldmodel/config.yaml ]] || begin=(--resume true) # where the last call stopped
     if [[ ! -f $run-leworldmodel/diagnostics.json ]]; then
         step leworldmodel 570 "${forethought[@]}" train "${begin[@]}" --run "$run-leworldmodel" \
             --device "$device"
     else
         step evaluate_leworldmodel 570 "${forethought[@]}" evaluate "$run-leworldmodel" \
-            --device "$device" --json "$out/gpu_leworldmodel.json"
+            --device "$device" "${few[@]}" --json "$out/gpu_leworldmodel.json"
     fi
     exit "$failed"
 fi

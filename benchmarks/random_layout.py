@@ -78,7 +78,8 @@ def main() -> None:
     given, options = parser.parse_known_args()
     torch.set_num_threads(given.threads)
     run = given.run or Path("runs/random-layout") / f"{given.config}-{given.arm}-{given.seed}"
-    results = Results(given.results / f"random_layout_{Path(given.config).stem}_{given.seed}.json")
+    file = given.results / f"random_layout_{Path(given.config).stem}_{given.seed}.json"
+    results = Results(file, "probes", "rows")
     train(run, given, options)
     trained = load(run, device=given.device)
     if not results.has("probes", arm=given.arm):
@@ -92,16 +93,16 @@ class Results:
 
     Args:
         file: where.
+        *groups: of rows.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *groups: str) -> None:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         self.content: dict[str, Any] = {
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
             "commands": [],
-            "probes": [],
-            "rows": [],
+            **{group: [] for group in groups},
         }
         if file.exists():
             self.content = json.loads(file.read_text())

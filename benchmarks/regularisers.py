@@ -16,12 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_layout import held_out, linear, measured  # beside this file
+from random_layout import Results, held_out, linear, measured  # beside this file
 from torch import Tensor
 
 from forethought import call, load
@@ -39,7 +35,6 @@ from forethought.collecting import collect_for, collected
 from forethought.course import quantities_of
 from forethought.envs import Dataset
 from forethought.parser import parse, parser_of
-from forethought.run_folder import commit
 from forethought.running import Trained
 from forethought.training import train
 from forethought.worldmodel import (
@@ -85,7 +80,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(given.results)
+    results = Results(given.results, "costs", "rows")
     data = recorded(given.runs / "data")
     if given.costs:
         measure_costs(given.arms, data, results)
@@ -94,38 +89,6 @@ def main() -> None:
             for arm in given.arms:
                 run_arm(arm, seed, given, data, results)
     print_table(results)
-
-
-class Results:
-    """The file of rows, written whenever one is added.
-
-    Args:
-        file: where.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.content: dict[str, Any] = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-            "commands": [],
-            "costs": [],
-            "rows": [],
-        }
-        if file.exists():
-            self.content = json.loads(file.read_text())
-
-    def has(self, group: str, **keys: Any) -> bool:
-        """Whether a row with these keys is there."""
-        return any(keys.items() <= row.items() for row in self.content[group])
-
-    def add(self, group: str, row: Row) -> None:
-        """Print a row and keep it, with the command that made it."""
-        print(json.dumps(row), flush=True)
-        command = "python " + shlex.join(sys.argv)
-        if command not in self.content["commands"]:
-            self.content["commands"].append(command)
-        self.content[group].append({**row, "commit": commit()})
-        self.file.write_text(json.dumps(self.content, indent=1) + "\n")
 
 
 def recorded(data: Path) -> Path:
